@@ -1,0 +1,146 @@
+"""The shipped workflows, run on small models: what the demo, the tests and the benchmarks go through.
+
+Real weights are out of reach here, so file names are replaced by those of the rig's models and, where a
+family's text encoder is too big, its prompts by random conditioning. Everything else runs as shipped.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rig import graph, tiny
+from rig.client import Prompt
+from rig.pack import ROOT
+from rig.server import ComfyServer
+
+CALIBRATE, LOAD = "calibrate_and_convert", "load"
+STOCK = {"HSWQLoader": "CheckpointLoaderSimple", "HSWQDiffusionModelLoader": "UNETLoader"}
+FILE_INPUT = {
+    "HSWQLoader": "ckpt_name",
+    "HSWQDiffusionModelLoader": "model_name",
+    "CheckpointLoaderSimple": "ckpt_name",
+    "UNETLoader": "unet_name",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What stands in for a family's files.
+
+    name          of its workflows
+    kind          of the small model
+    folder        the model folder it lies in
+    vae           kind of the small VAE; None: the checkpoint has its own
+    conditioning  inputs of RigConditioning; None: the checkpoint has a text encoder
+    """
+
+    name: str
+    kind: str
+    folder: str
+    vae: str | None = None
+    conditioning: dict[str, int] | None = None
+
+    @property
+    def opener(self) -> str:
+        """The HSWQ loader of this family."""
+        return "HSWQLoader" if self.folder == "checkpoints" else "HSWQDiffusionModelLoader"
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("sd15", "sd15-small", "checkpoints"),
+        Family("sdxl", "sdxl-small", "checkpoints", "taesd", {"tokens": 77, "width": 2048, "pooled_width": 1280}),
+        Family("flux", "flux-tiny", "diffusion_models", "taef", {"tokens": 12, "width": 768, "pooled_width": 768}),
+        Family("zimage", "zimage", "diffusion_models", "taef", {"tokens": 8, "width": 2560, "pooled_width": 0}),
+    )
+}
+
+
+def shipped(family: str, job: str) -> dict[str, Any]:
+    """A workflow of the repository, UI format."""
+    return dict(json.loads((ROOT / "workflows" / f"{family}_{job}.json").read_text(encoding="utf-8")))
+
+
+def prepare(
+    server: ComfyServer, name: str, job: str, *, size: int = 64, steps: int = 2, seed: int = 0, session: str = ""
+) -> Prompt:
+    """A shipped workflow as API prompt, for the small model of its family.
+
+    size     of the picture in pixels
+    session  name of the statistics; "" leaves the workflow's own
+    """
+    family, info = FAMILIES[name], server.client.object_info()
+    prompt = graph.to_prompt(shipped(name, job), info)
+    prompt = graph.set_input(prompt, "KSampler", steps=steps, seed=seed)
+    for entry in prompt.values():
+        if {"width", "height"} <= set(entry["inputs"]):
+            entry["inputs"].update(width=size, height=size)
+        if session and "session" in entry["inputs"]:
+            entry["inputs"]["session"] = session
+    prompt = _conditioned(_named(server, prompt, family), family)
+    if family.vae is not None and family.folder == "checkpoints":
+        prompt = _without_encoders(prompt, _vae(server, family.vae))
+    return graph.drop_unused(prompt, info)
+
+
+def calibration(prompt: Prompt) -> Prompt:
+    """The picture alone, calibrated: the converter bypassed."""
+    gone = {"HSWQConverter", "PreviewAny"}
+    return {key: copy.deepcopy(entry) for key, entry in prompt.items() if entry["class_type"] not in gone}
+
+
+def conversion(server: ComfyServer, prompt: Prompt, **settings: Any) -> Prompt:
+    """The converter alone, on the statistics there are; `settings` are inputs of the node."""
+    converted = graph.set_input(prompt, "HSWQConverter", **settings)
+    del converted[graph.find(converted, "HSWQConverter")]["inputs"]["after"]
+    del converted[graph.find(converted, "SaveImage")]
+    return graph.drop_unused(converted, server.client.object_info())
+
+
+def opening(prompt: Prompt, file: str, *, stock: bool) -> Prompt:
+    """A load workflow on `file`, by the HSWQ loader it ships with or by ComfyUI's own."""
+    ours = next(entry["class_type"] for entry in prompt.values() if entry["class_type"] in STOCK)
+    loader = STOCK[ours] if stock else ours
+    extra = {"weight_dtype": "default"} if loader == "UNETLoader" else {}
+    return graph.replace_node(prompt, ours, loader, **{FILE_INPUT[loader]: file}, **extra)
+
+
+def _named(server: ComfyServer, prompt: Prompt, family: Family) -> Prompt:
+    """Names of the small files instead of the real ones."""
+    model = server.add_model(family.folder, tiny.make(family.kind), f"{family.kind}.safetensors")
+    for entry in prompt.values():
+        name = FILE_INPUT.get(entry["class_type"])
+        if name is not None:
+            entry["inputs"][name] = model
+        if entry["class_type"] == "VAELoader":
+            entry["inputs"]["vae_name"] = _vae(server, str(family.vae))
+    return prompt
+
+
+def _vae(server: ComfyServer, kind: str) -> str:
+    return server.add_model("vae", tiny.make(kind), f"rig-{kind}.safetensors")
+
+
+def _conditioned(prompt: Prompt, family: Family) -> Prompt:
+    if family.conditioning is None:
+        return prompt
+    texts = [key for key, entry in prompt.items() if entry["class_type"] == "CLIPTextEncode"]
+    for seed, key in enumerate(texts, 1):
+        prompt = graph.replace_node(prompt, key, "RigConditioning", **family.conditioning, seed=seed)
+    return prompt
+
+
+def _without_encoders(prompt: Prompt, vae: str) -> Prompt:
+    """A checkpoint that is a UNet alone: a VAE of its own, and a diffusion model as output."""
+    changed = copy.deepcopy(prompt)
+    changed["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": vae}}
+    for entry in changed.values():
+        if entry["class_type"] == "VAEDecode":
+            entry["inputs"]["vae"] = ["vae", 0]
+        if entry["class_type"] == "HSWQConverter":
+            entry["inputs"].pop("clip"), entry["inputs"].pop("vae")
+    return changed

@@ -1,0 +1,178 @@
+"""From a source, a plan and a format to a finished file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from .checkpoint import OutputTensor, TensorInfo, TensorSource, source_hash, write_checkpoint
+from .errors import LayerError
+from .formats import FileFormat, format_named
+from .grid import GRIDS
+from .observer import LAYER_KINDS
+from .plan import KEEP, QUANTIZE, Layer, LayerPlan, Plan, Progress, no_progress
+from .session import Session
+
+HEADER_KEY = "hswq"
+HEADER_VERSION = 1
+
+
+def source_layers(source: TensorSource, prefix: str, kinds: Mapping[str, str]) -> list[Layer]:
+    """Every observed layer as the source holds it, in the source's order.
+
+    Args:
+        prefix: of the diffusion model's keys in the source ("" or "model.diffusion_model.").
+        kinds: {layer name: kind} of the model.
+
+    Raises:
+        LayerError: the source lacks a layer of the model.
+    """
+    layers = []
+    for key, info in source.entries.items():
+        name = key[len(prefix) : -len(".weight")]
+        if key.startswith(prefix) and key.endswith(".weight") and name in kinds:
+            layers.append(Layer(name, kinds[name], info.shape, info.dtype))
+    missing = sorted(set(kinds) - {layer.name for layer in layers})
+    wrong = [layer.name for layer in layers if len(layer.shape) != LAYER_KINDS[layer.kind]]
+    if missing or wrong:
+        raise LayerError(
+            f"{source.name}, layer {(missing + wrong)[0]}",
+            got="no weight of that name" if missing else "a weight of another rank",
+            expected=f"the weights of all {len(kinds)} Linear and Conv2d layers",
+            remedy="Convert the model the session was made with.",
+        )
+    return layers
+
+
+def output_tensors(source: TensorSource, prefix: str, plan: Plan) -> list[OutputTensor]:
+    """The file's tensors in the source's order: scale and marker directly after their weight."""
+    by_key = {f"{prefix}{layer.name}.weight": layer for layer in plan.layers}
+    return [t for key, info in source.entries.items() for t in _outputs(source, key, info, by_key.get(key), plan)]
+
+
+def _outputs(
+    source: TensorSource, key: str, info: TensorInfo, layer: LayerPlan | None, plan: Plan
+) -> Iterator[OutputTensor]:
+    if layer is not None and layer.action == QUANTIZE:
+        yield from _quantized(source, key, info, layer, plan)
+        return
+    # A float32 source's kept layers become FP16; everything that is no layer survives as it is.
+    dtype = torch.float16 if layer is not None and info.dtype == torch.float32 else info.dtype
+    yield OutputTensor(key, TensorInfo(dtype, info.shape), lambda: source.read(key).to(dtype))
+
+
+def _quantized(
+    source: TensorSource, key: str, info: TensorInfo, layer: LayerPlan, plan: Plan
+) -> Iterator[OutputTensor]:
+    grid, row = GRIDS[plan.grid], format_named(plan.file_format)
+
+    def codes() -> torch.Tensor:
+        return grid.quantize(source.read(key), layer.amax, scaled=layer.scaled)[0]
+
+    yield OutputTensor(key, TensorInfo(grid.dtype, info.shape), codes)
+    scale = grid.scale(layer.amax) if layer.scaled else None
+    stem = key[: -len("weight")]
+    for suffix, tensor in row.extra_tensors(grid, scale).items():
+        described = TensorInfo(tensor.dtype, tuple(tensor.shape))
+        yield OutputTensor(stem + suffix, described, partial(_same, tensor))
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def header_metadata(source: TensorSource, plan: Plan, session: Session) -> dict[str, str]:
+    """The source's metadata plus the key ``hswq``: JSON, deterministic (no time, no machine)."""
+    record = {
+        "version": HEADER_VERSION,
+        "format": plan.file_format,
+        "method": plan.method,
+        "budget": plan.budget,
+        "grid": plan.grid,
+        "family": plan.family,
+        "session": {"fingerprint": session.fingerprint.layout, "calls": session.calls, "images": session.images},
+        "source": {"name": source.name, "sha256_of_header": source_hash(source)},
+        "counts": plan.counts(),
+        "kept": {layer.name: layer.reason for layer in plan.layers if layer.action == KEEP},
+    }
+    return {**source.metadata, HEADER_KEY: json.dumps(record, separators=(",", ":"), sort_keys=True)}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished file.
+
+    Attributes:
+        path: where it is.
+        size: bytes of the file.
+        source_bytes: bytes of the source's tensors.
+        plan: what was done.
+    """
+
+    path: Path
+    size: int
+    source_bytes: int
+    plan: Plan
+
+
+def write_plan(
+    path: Path,
+    source: TensorSource,
+    prefix: str,
+    plan: Plan,
+    session: Session,
+    *,
+    progress: Progress = no_progress,
+    check: Callable[[Path], None] | None = None,
+) -> Conversion:
+    """Write the file a plan describes; see ``write_checkpoint`` for ``progress``, ``check`` and errors."""
+    tensors = output_tensors(source, prefix, plan)
+    metadata = header_metadata(source, plan, session)
+    size = write_checkpoint(path, tensors, metadata, progress=progress, check=check)
+    return Conversion(path, size, sum(info.nbytes for info in source.entries.values()), plan)
+
+
+def report(done: Conversion, session: Session) -> str:
+    """Text for the node and the log: size, accounting, worst layer, and where the file opens."""
+    plan, row = done.plan, format_named(done.plan.file_format)
+    lines = [
+        f"{done.path.name}",
+        f"{plan.family}, {row.name}, method {plan.method} {plan.budget}, session of {session.calls} calls",
+        f"{done.size / 2**20:.1f} MB ({done.size / max(done.source_bytes, 1):.1%} of the source)",
+        plan.accounting(),
+        *_kept_lines(plan),
+        *_worst_lines(plan),
+        f"Opens in: {row.opens_in}.",
+        *_warnings(plan, row),
+    ]
+    return "\n".join(lines)
+
+
+def _kept_lines(plan: Plan) -> list[str]:
+    return [f"kept, {reason}: {n}" for reason, n in sorted(plan.by_reason(KEEP).items())]
+
+
+def _worst_lines(plan: Plan) -> list[str]:
+    measured = [layer for layer in plan.layers if layer.sqnr_db is not None]
+    if not measured:
+        return []
+    values = [layer.sqnr_db or 0.0 for layer in measured]
+    worst = min(measured, key=lambda layer: layer.sqnr_db or 0.0)
+    return [f"weight SQNR: mean {sum(values) / len(values):.1f} dB, worst {worst.sqnr_db:.1f} dB ({worst.name})"]
+
+
+def _warnings(plan: Plan, row: FileFormat) -> list[str]:
+    notes = []
+    if row.name == "v1":
+        notes.append(
+            "Stock loaders on cards with FP8 compute turn every layer of a v1 file to FP8, the kept ones too: "
+            "open it in HSWQ Loader, or use the comfy format."
+        )
+    if plan.family == "generic":
+        notes.append("No known model family: all layers were treated alike (generic).")
+    return notes

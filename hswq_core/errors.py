@@ -1,0 +1,34 @@
+"""Errors a user can act on: what is wrong, what was got, what is expected, what to do."""
+
+from __future__ import annotations
+
+
+class HSWQError(Exception):
+    """Base of every error this pack raises on purpose.
+
+    Args:
+        what: the thing that is wrong, named (a layer, a key, a file, an input).
+        got: what was found.
+        expected: what would have been right.
+        remedy: one sentence telling the user what to do.
+    """
+
+    def __init__(self, what: str, *, got: object, expected: object, remedy: str) -> None:
+        super().__init__(f"{what}: got {got}, expected {expected}. {remedy}")
+        self.what = what
+
+
+class SettingError(HSWQError):
+    """A setting (name, ratio, format, method) is out of its range."""
+
+
+class SessionError(HSWQError):
+    """A statistics session is missing, unreadable, empty, or of another model."""
+
+
+class LayerError(HSWQError):
+    """One layer cannot be observed or quantized as asked."""
+
+
+class FileError(HSWQError):
+    """A checkpoint cannot be read or written."""

@@ -1,0 +1,80 @@
+"""The 8-bit grid: codes, cast, scale rule. The only float8 cast of the project.
+
+A grid is one small object, so that another 8-bit format can become one more row of ``GRIDS``.
+``scale`` is everywhere the float32 multiplier **at dequantize**.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A signed, zero-symmetric 8-bit floating grid.
+
+    Attributes:
+        name: the format's name in files (``comfy_quant`` JSON) and reports.
+        dtype: the torch storage dtype.
+        max: largest finite value.
+    """
+
+    name: str
+    dtype: torch.dtype
+    max: float
+
+    def values(self) -> torch.Tensor:
+        """All distinct finite values, float32, ascending, shape [n] (both zeros count once)."""
+        codes = torch.arange(256, dtype=torch.uint8).view(self.dtype).to(torch.float32)
+        return codes[codes.isfinite()].unique(sorted=True)
+
+    def scale(self, amax: float | torch.Tensor) -> torch.Tensor:
+        """float32 scale that maps ``amax`` onto the largest code: amax / max.
+
+        An all-zero tensor (amax 0) gets scale 1, so that 0 / scale stays 0 instead of NaN.
+        The smallest normal float32 bounds it from below for the same reason.
+        """
+        scale = torch.as_tensor(amax, dtype=torch.float32) / self.max
+        tiny = torch.finfo(torch.float32).tiny
+        return torch.where(scale > 0, scale.clamp(min=tiny), torch.ones_like(scale))
+
+    def cast(self, x: torch.Tensor) -> torch.Tensor:
+        """Round to the nearest code, ties to even, saturating at ±max (a bare cast gives NaN)."""
+        return x.clamp(-self.max, self.max).to(self.dtype)
+
+    def quantize(self, w: torch.Tensor, amax: float, *, scaled: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Codes of ``w`` with clip limit ``amax``.
+
+        scaled:   codes = cast(w / scale), scale = amax / max.
+        unscaled: codes = cast(clamp(w, ±amax)); the grid does not move, hence no scale.
+
+        Returns:
+            (codes in the shape of ``w``, scale float32 [] or None).
+        """
+        w = w.to(torch.float32)
+        if not scaled:
+            return self.cast(w.clamp(-amax, amax)), None
+        scale = self.scale(amax).to(w.device)
+        return self.cast(w / scale), scale
+
+    def dequantize(
+        self, codes: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """codes · scale, multiplied in float32 and rounded once to ``dtype``."""
+        w = codes.to(torch.float32)
+        return (w if scale is None else w * scale).to(dtype)
+
+    def fake_quantize(self, w: torch.Tensor, amax: float, *, scaled: bool) -> torch.Tensor:
+        """dequantize(quantize(w)) in float32."""
+        return self.dequantize(*self.quantize(w, amax, scaled=scaled))
+
+
+FLOAT8_E4M3FN = Grid("float8_e4m3fn", torch.float8_e4m3fn, 448.0)
+GRIDS = {grid.name: grid for grid in (FLOAT8_E4M3FN,)}
+FLOAT8_DTYPES = frozenset(
+    dtype
+    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+    if (dtype := getattr(torch, name, None)) is not None
+)

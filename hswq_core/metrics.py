@@ -1,0 +1,37 @@
+"""Error measures for tensors. Images are measured by libraries, not here."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def relative_error(reference: torch.Tensor, approximation: torch.Tensor) -> float:
+    """‖x − x̂‖₂ / ‖x‖₂ in float64 sums; 0 for two zero tensors, inf for error on a zero reference."""
+    difference = torch.linalg.vector_norm(reference.float() - approximation.float(), dtype=torch.float64).item()
+    norm = torch.linalg.vector_norm(reference.float(), dtype=torch.float64).item()
+    if norm == 0.0:
+        return 0.0 if difference == 0.0 else math.inf
+    return difference / norm
+
+
+def sqnr_db(reference: torch.Tensor, approximation: torch.Tensor) -> float:
+    """Signal to quantization noise ratio, 20·log10(‖x‖/‖x − x̂‖) in dB; inf when equal."""
+    return error_to_db(relative_error(reference, approximation))
+
+
+def error_to_db(relative: float) -> float:
+    """A relative error as dB: −20·log10(e)."""
+    return math.inf if relative == 0.0 else -20.0 * math.log10(relative)
+
+
+def weighted_mse(reference: torch.Tensor, approximation: torch.Tensor, importance: torch.Tensor | None) -> float:
+    """Σ I·(x̂−x)² / Σ I, summed in float64; ``importance`` broadcasts over ``reference`` (None: uniform)."""
+    squared = (approximation.to(torch.float32) - reference.to(torch.float32)).square_()
+    if importance is None:
+        return squared.mean(dtype=torch.float64).item()
+    repeats = squared.numel() // importance.numel()
+    total = importance.sum(dtype=torch.float64).item() * repeats
+    error = squared.mul_(importance).sum(dtype=torch.float64).item()
+    return error / total if total > 0 else 0.0

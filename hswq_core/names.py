@@ -1,0 +1,70 @@
+"""Names that come from a workflow's widgets, and the file names made of them.
+
+A workflow may come from a stranger: a name never leaves the folder it belongs to.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .errors import SettingError
+
+MAX_LENGTH = 100
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+# Windows device names, reserved with or without an extension.
+_RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")
+
+
+def check_name(name: str, what: str) -> str:
+    """``name`` if it is one plain, portable file-name part, else SettingError.
+
+    Args:
+        name: what the user typed.
+        what: the input's name, for the message.
+    """
+    wrong = (
+        not name.strip()
+        or len(name) > MAX_LENGTH
+        or not name.isprintable()
+        or _FORBIDDEN.search(name)
+        or _RESERVED.match(name)
+        or name[0] in ". "
+        or name[-1] in ". "
+    )
+    if wrong:
+        raise SettingError(
+            what,
+            got=repr(name[: MAX_LENGTH + 20]),
+            expected=f'a plain name of 1-{MAX_LENGTH} characters without / \\ : * ? " < > | and no dot at either end',
+            remedy="Use letters, digits, - and _, for example session_01.",
+        )
+    return name
+
+
+def session_path(folder: Path, session: str) -> Path:
+    """``<folder>/<session>.pt`` for a checked session name."""
+    return folder / f"{check_name(session, 'Session name')}.pt"
+
+
+def output_path(folder: Path, prefix: str, stem: str) -> Path:
+    """First free path for ``<folder>/<prefix or stem>``: never over an existing file.
+
+    Args:
+        folder: where loaders look.
+        prefix: the user's ``filename_prefix``, may name subfolders with ``/``; empty: no prefix.
+        stem: the descriptive part of the name, see ``describe``.
+    """
+    parts = [check_name(part, "filename_prefix") for part in prefix.replace("\\", "/").split("/")] if prefix else []
+    base = folder.joinpath(*parts[:-1]) / ("_".join([*parts[-1:], stem]))
+    path = base.with_name(f"{base.name}.safetensors")
+    number = 2
+    while path.exists():
+        path = base.with_name(f"{base.name}_{number}.safetensors")
+        number += 1
+    return path
+
+
+def describe(calls: int, budget: str, file_format: str) -> str:
+    """The published habit's tail: ``hswq_r<calls>_<budget>_<format>``, e.g. ``hswq_r40_0.25_v2``."""
+    return f"hswq_r{calls}_{budget}_{file_format}"

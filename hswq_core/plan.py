@@ -1,0 +1,137 @@
+"""The plan: which layer is kept or quantized, why, with which numbers. Accounting closes or it raises."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from .errors import LayerError
+
+QUANTIZE, KEEP, SKIP = "quantize", "keep", "skip"
+ACTIONS = (QUANTIZE, KEEP, SKIP)
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Progress of a caller that shows none."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One Linear or Conv2d of the source.
+
+    Attributes:
+        name: inside the diffusion model.
+        kind: "Linear" or "Conv2d".
+        shape: weight shape.
+        dtype: of the source's weight.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The decision about one layer.
+
+    Attributes:
+        name: layer name inside the diffusion model.
+        kind: "Linear" or "Conv2d".
+        shape: weight shape.
+        action: "quantize"; "keep": in the source's 16-bit precision by choice of the method;
+            "skip": never eligible (see ``reason``).
+        reason: one phrase.
+        scaled: quantized with a stored scale.
+        amax: clip limit, 0 unless quantized.
+        sensitivity: output variance (HSWQ).
+        sqnr_db: SQNR of the quantized weight in dB; None if not quantized, or if the codes are exact.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    action: str
+    reason: str
+    scaled: bool = False
+    amax: float = 0.0
+    sensitivity: float = 0.0
+    sqnr_db: float | None = None
+
+    @property
+    def weights(self) -> int:
+        """Number of weight elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole conversion.
+
+    Attributes:
+        file_format: "v1", "v2" or "comfy".
+        method: "hswq", ...
+        budget: what the user asked for, as it appears in the file name ("0.25").
+        family: row of the families table.
+        grid: name of the 8-bit grid.
+        layers: every Linear and Conv2d of the model, in model order.
+    """
+
+    file_format: str
+    method: str
+    budget: str
+    family: str
+    grid: str
+    layers: tuple[LayerPlan, ...]
+
+    def counts(self) -> dict[str, int]:
+        """{"quantize": n, "keep": n, "skip": n}, all three always present."""
+        found = Counter(layer.action for layer in self.layers)
+        return {action: found[action] for action in ACTIONS}
+
+    def by_reason(self, action: str) -> dict[str, int]:
+        """How many layers of ``action`` for each reason."""
+        return dict(Counter(layer.reason for layer in self.layers if layer.action == action))
+
+    def require_closed(self, expected: int) -> None:
+        """Raise LayerError unless quantized + kept + skipped = ``expected`` layers, each named once."""
+        names = {layer.name for layer in self.layers}
+        unknown = [layer.name for layer in self.layers if layer.action not in ACTIONS]
+        if unknown or len(names) != len(self.layers) or len(names) != expected:
+            raise LayerError(
+                "Accounting of layers",
+                got=f"{self.counts()} of {expected} layers, {len(names)} distinct names, {len(unknown)} undecided",
+                expected="quantized + kept + skipped = all layers",
+                remedy="This is a bug of this pack; please report it with the model's name.",
+            )
+
+    def accounting(self) -> str:
+        """One line: "n quantized + n kept + n skipped (reason: n, ...) = n layers"."""
+        counts = self.counts()
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in sorted(self.by_reason(SKIP).items()))
+        skipped = f"{counts[SKIP]} skipped" + (f" ({reasons})" if reasons else "")
+        return f"{counts[QUANTIZE]} quantized + {counts[KEEP]} kept + {skipped} = {len(self.layers)} layers"
+
+    def to_json(self) -> str:
+        """JSON text; ``from_json`` gives the same plan back."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read ``to_json``'s text. Raises KeyError, TypeError or ValueError on anything else."""
+        data: dict[str, Any] = json.loads(text)
+        layers = []
+        for record in data.pop("layers"):
+            known = {f.name: record[f.name] for f in fields(LayerPlan)}
+            layers.append(LayerPlan(**{**known, "shape": tuple(known["shape"])}))
+        return cls(**data, layers=tuple(layers))

@@ -1,0 +1,213 @@
+"""A statistics session: what calibration saw, summed over runs; saved, loaded, merged.
+
+File: ``torch.save`` of plain containers and tensors, readable with ``weights_only=True``::
+
+    {"type": "hswq_session", "version": 1,
+     "meta": {"family", "layout", "weights" float32 [n·4], "calls", "images", "steps" {steps: runs},
+              "created", "updated"},
+     "layers": {name: {"kind", "shape", "in_calls", "out_calls", "out_sum", "out_sq_sum",
+                       "abs_sum" float64 [C_in], "mean_sum" float64 [C_in], "input_amax"}}}
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import time
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .atomic import atomic_file
+from .errors import SessionError
+from .fingerprint import Fingerprint, layout_hash
+from .observer import LAYER_KINDS, LayerStats
+
+SESSION_TYPE = "hswq_session"
+SESSION_VERSION = 1
+MAX_LAYERS = 100_000
+MAX_CHANNELS = 1_000_000
+RECALIBRATE = "Calibrate again under a new session name."
+
+
+@dataclass
+class Session:
+    """Statistics of one model.
+
+    Attributes:
+        family: row of the families table.
+        fingerprint: which model, see ``Fingerprint``.
+        layers: one entry for every Linear and Conv2d of the model, also for those never called.
+        calls: completed forwards of the diffusion model.
+        images: pictures whose sampling was started.
+        steps: sampler steps -> number of sampling runs with so many.
+        created, updated: seconds since the epoch.
+    """
+
+    family: str
+    fingerprint: Fingerprint
+    layers: dict[str, LayerStats]
+    calls: int = 0
+    images: int = 0
+    steps: dict[int, int] = field(default_factory=dict)
+    created: float = field(default_factory=time.time)
+    updated: float = field(default_factory=time.time)
+
+    def merge(self, other: Session) -> None:
+        """Add ``other`` (same model): two half sessions give the whole one, exactly up to float64 addition.
+
+        Raises:
+            SessionError: ``other`` is of another model.
+        """
+        self.fingerprint.require_same(other.fingerprint, "Merging sessions")
+        for name, stats in other.layers.items():
+            self.layers[name].merge(stats)
+        self.calls += other.calls
+        self.images += other.images
+        for steps, runs in other.steps.items():
+            self.steps[steps] = self.steps.get(steps, 0) + runs
+        self.created = min(self.created, other.created)
+        self.updated = max(self.updated, other.updated)
+
+    def require_statistics(self, what: str) -> None:
+        """Raise SessionError if nothing was recorded."""
+        if self.calls == 0:
+            raise SessionError(
+                what,
+                got="a session with no completed model call",
+                expected="at least one",
+                remedy="Queue the workflow with the Calibration node between model loader and sampler, then convert.",
+            )
+
+    def summary(self) -> str:
+        """One line for reports."""
+        return f"{self.family}, {len(self.layers)} layers, {self.calls} calls, {self.images} images"
+
+
+def save_session(session: Session, path: Path) -> None:
+    """Write atomically. Raises FileError if the folder cannot be written to."""
+    meta = {
+        "family": session.family,
+        "layout": session.fingerprint.layout,
+        "weights": session.fingerprint.weights,
+        "calls": session.calls,
+        "images": session.images,
+        "steps": dict(session.steps),
+        "created": session.created,
+        "updated": session.updated,
+    }
+    layers = {name: _layer_record(stats) for name, stats in session.layers.items()}
+    with atomic_file(path) as temporary:
+        torch.save({"type": SESSION_TYPE, "version": SESSION_VERSION, "meta": meta, "layers": layers}, temporary)
+
+
+def read_pt(path: Path) -> dict[str, Any]:
+    """A ``.pt`` as plain containers, never executing a pickle.
+
+    Raises:
+        SessionError: no such file, or not readable with ``weights_only=True``.
+    """
+    if not path.is_file():
+        raise SessionError(
+            f"Session file {path.name}",
+            got="no such file",
+            expected=f"statistics in {path.parent}",
+            remedy="Check the session name, or queue a workflow with the Calibration node first.",
+        )
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise SessionError(
+            f"Session file {path.name}",
+            got=f"an unreadable file ({type(error).__name__})",
+            expected="a file saved by the Calibration node",
+            remedy=RECALIBRATE,
+        ) from error
+    if not isinstance(data, dict):
+        raise damaged(path, f"a {type(data).__name__}")
+    return data
+
+
+def load_session(path: Path) -> Session:
+    """Read and check a session.
+
+    Raises:
+        SessionError: missing, unreadable, of another version, or not of the shape this module writes.
+    """
+    data = read_pt(path)
+    if data.get("type") != SESSION_TYPE:
+        raise damaged(path, f"type {data.get('type')!r}")
+    if data.get("version") != SESSION_VERSION:
+        raise SessionError(
+            f"Session file {path.name}, version",
+            got=data.get("version"),
+            expected=SESSION_VERSION,
+            remedy="It was written by another release of this pack: update the pack, or calibrate again.",
+        )
+    try:
+        return _session(data["meta"], data["layers"], path)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def damaged(path: Path, got: str) -> SessionError:
+    """The one message for a session file whose content is not what it should be."""
+    return SessionError(
+        f"Session file {path.name}", got=got, expected="a session saved by the Calibration node", remedy=RECALIBRATE
+    )
+
+
+def _session(meta: dict[str, Any], records: dict[str, Any], path: Path) -> Session:
+    if not 0 < len(records) <= MAX_LAYERS:
+        raise damaged(path, f"{len(records)} layers")
+    layers = {str(name): _layer_stats(record) for name, record in records.items()}
+    layout = layout_hash({name: (stats.kind, stats.shape) for name, stats in layers.items()})
+    if layout != meta["layout"]:
+        raise damaged(path, "layers that do not match its fingerprint")
+    weights = meta["weights"].to(torch.float32)
+    if not bool(weights.isfinite().all()):
+        raise damaged(path, "non-finite weights in its fingerprint")
+    counts = [int(meta["calls"]), int(meta["images"]), *map(int, meta["steps"].values())]
+    if min(counts) < 0 or not all(stats.is_finite() for stats in layers.values()):
+        raise damaged(path, "negative counts or non-finite sums")
+    return Session(
+        family=str(meta["family"]),
+        fingerprint=Fingerprint(layout, weights),
+        layers=layers,
+        calls=int(meta["calls"]),
+        images=int(meta["images"]),
+        steps={int(steps): int(runs) for steps, runs in meta["steps"].items()},
+        created=float(meta["created"]),
+        updated=float(meta["updated"]),
+    )
+
+
+def _layer_record(stats: LayerStats) -> dict[str, Any]:
+    record = {f.name: copy.copy(getattr(stats, f.name)) for f in fields(LayerStats)}
+    record["shape"] = list(stats.shape)
+    return record
+
+
+def _layer_stats(record: dict[str, Any]) -> LayerStats:
+    kind, shape = str(record["kind"]), tuple(int(n) for n in record["shape"])
+    vectors = {key: record[key].to(torch.float64) for key in ("abs_sum", "mean_sum")}
+    channels = vectors["abs_sum"].numel()
+    if len(shape) != LAYER_KINDS[kind] or min(shape) < 1 or not 0 < channels <= MAX_CHANNELS:
+        raise ValueError(f"{kind} of shape {shape} with {channels} channels")
+    if channels % shape[1] or any(v.shape != (channels,) for v in vectors.values()):
+        raise ValueError(f"{channels} channels for a weight of shape {shape}")
+    if int(record["in_calls"]) < 0 or int(record["out_calls"]) < 0 or bool((vectors["abs_sum"] < 0).any()):
+        raise ValueError("negative counts or sums")
+    return LayerStats(
+        kind=kind,
+        shape=shape,
+        in_calls=int(record["in_calls"]),
+        out_calls=int(record["out_calls"]),
+        out_sum=float(record["out_sum"]),
+        out_sq_sum=float(record["out_sq_sum"]),
+        abs_sum=vectors["abs_sum"],
+        mean_sum=vectors["mean_sum"],
+        input_amax=float(record["input_amax"]),
+    )

@@ -1,0 +1,206 @@
+"""Observation of a model during ordinary sampling, without changing the picture.
+
+OUTER_SAMPLE opens and closes a sampling run, APPLY_MODEL installs the hooks on the model that really runs
+(ComfyUI may swap in another patcher than the node's). Hooks are gone after success, error and interrupt.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..hswq_core import HSWQError, LayerObserver, Session, SettingError
+from ..hswq_core.atomic import require_writable
+from .model import ModelInfo, input_channels, inspect_model, layer_modules
+from .store import add_to_session, new_session, open_session
+
+log = logging.getLogger(__name__)
+
+_COMPILE_KEY = "torch.compile"
+
+
+class HookSet:
+    """Hooks on every Linear and Conv2d of one diffusion model, feeding one observer a layer."""
+
+    def __init__(self, diffusion_model: torch.nn.Module) -> None:
+        self.observers: dict[str, LayerObserver] = {}
+        self._handles: list[Any] = []
+        for name, module in layer_modules(diffusion_model).items():
+            kind, shape = type(module).__name__, tuple(module.weight.shape)
+            observer = LayerObserver(name, kind, shape, input_channels(module))
+            self.observers[name] = observer
+            # Inputs before the forward: ComfyUI's FP8 matmul clamps its input in place.
+            self._handles.append(module.register_forward_pre_hook(_input_hook(observer)))
+            self._handles.append(module.register_forward_hook(_output_hook(observer)))
+
+    def remove(self) -> None:
+        """Take every hook off again."""
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def _input_hook(observer: LayerObserver) -> Callable[[Any, tuple[Any, ...]], None]:
+    def hook(_module: Any, args: tuple[Any, ...]) -> None:
+        observer.see_input(args[0])
+
+    return hook
+
+
+def _output_hook(observer: LayerObserver) -> Callable[[Any, Any, Any], None]:
+    def hook(_module: Any, _args: Any, output: Any) -> None:
+        observer.see_output(output)
+
+    return hook
+
+
+class Calibrator:
+    """One session being filled by one MODEL.
+
+    What was seen since the last save is a part session of its own; saving merges it into the file. So
+    restarts, dropped node caches and several processes all add up.
+
+    Args:
+        path: the session's file.
+        info: of the model the node got.
+        save_every: model calls between saves within a run; the end of a run always saves.
+        report: told one line after each save.
+    """
+
+    def __init__(self, path: Path, info: ModelInfo, save_every: int, report: Callable[[str], None]) -> None:
+        self.path, self.info, self.save_every, self.report = path, info, save_every, report
+        self._part = new_session(info)
+        self._hooks: dict[int, HookSet] = {}
+        self._lock = threading.RLock()
+        self._running = 0
+        self._in_flight = 0
+        self._calls_since_save = 0
+
+    def outer_sample(
+        self, executor: Any, noise: torch.Tensor, latent: Any, sampler: Any, sigmas: Any, *a: Any, **k: Any
+    ) -> Any:
+        """OUTER_SAMPLE wrapper: one sampling run."""
+        refuse_compiled(executor.class_obj.model_patcher)
+        with self._lock:
+            self._running += 1
+        try:
+            return executor(noise, latent, sampler, sigmas, *a, **k)
+        finally:
+            with self._lock:
+                self._running -= 1
+                self._close_run(images=int(noise.shape[0]), steps=max(len(sigmas) - 1, 0))
+
+    def apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """APPLY_MODEL wrapper: one call of the diffusion model."""
+        if not self._running:  # a guider may run this model outside of its own sampling run
+            return executor(*args, **kwargs)
+        with self._lock:
+            diffusion_model = executor.class_obj.diffusion_model
+            if id(diffusion_model) not in self._hooks:
+                self._hooks[id(diffusion_model)] = HookSet(diffusion_model)
+            self._in_flight += 1
+        completed = False
+        try:
+            output = executor(*args, **kwargs)
+            completed = True
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+                self._close_call(completed)
+        return output
+
+    def _close_call(self, completed: bool) -> None:
+        self._part.calls += completed
+        self._calls_since_save += completed
+        # Other threads (MultiGPU) may be in the middle of a call: save when none is.
+        if self._calls_since_save >= self.save_every and not self._in_flight:
+            self._save()
+
+    def _close_run(self, images: int, steps: int) -> None:
+        for hooks in self._hooks.values():
+            hooks.remove()
+        self._drain()
+        self._hooks.clear()
+        if self._part.calls:
+            self._part.images += images
+            self._part.steps[steps] = self._part.steps.get(steps, 0) + 1
+        self._save()
+
+    def _drain(self) -> None:
+        for hooks in self._hooks.values():
+            for name, observer in hooks.observers.items():
+                self._part.layers[name].merge(observer.drain())
+
+    def _save(self) -> None:
+        """Merge into the file.
+
+        A failure is logged and tried again with the next save: it must not end the generation that is running,
+        and the statistics stay in memory.
+        """
+        self._drain()
+        self._calls_since_save = 0
+        bad = [name for name, stats in self._part.layers.items() if not stats.is_finite()]
+        if bad:
+            log.error(
+                "HSWQ calibration: layer %s saw NaN or infinity; the last %d calls are not recorded. "
+                "The generation itself is broken (a black picture?): repair it, then calibrate again.",
+                bad[0],
+                self._part.calls,
+            )
+            self._part = new_session(self.info)
+        if not self._part.calls:
+            return
+        self._part.updated = time.time()
+        try:
+            whole = add_to_session(self.path, self._part, self.info)
+        except (HSWQError, OSError) as error:
+            log.error("HSWQ calibration: %s The statistics are kept in memory until the next save.", error)
+            return
+        self._part = new_session(self.info)
+        self.report(describe(self.path, whole))
+
+
+def describe(path: Path, session: Session) -> str:
+    """Status line: "session_01: SDXL, 794 layers, 312 calls, 8 images, saved 14:02"."""
+    return f"{path.stem}: {session.summary()}, saved {time.strftime('%H:%M', time.localtime(session.updated))}"
+
+
+def refuse_compiled(patcher: Any) -> None:
+    """Raise SettingError for a torch.compile'd model: compiled parts do not run the hooks."""
+    wrappers = patcher.wrappers.get(WrappersMP.APPLY_MODEL, {})
+    options = patcher.model_options
+    in_options = options.get("transformer_options", {}).get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    if _COMPILE_KEY in wrappers or _COMPILE_KEY in in_options or "torch_compile_kwargs" in options:
+        raise SettingError(
+            "HSWQ Calibration, model",
+            got="a model compiled with torch.compile",
+            expected="an uncompiled model, whose layers can be observed",
+            remedy="Bypass the compile node while calibrating; the converted model can be compiled again.",
+        )
+
+
+def calibrated(model: Any, path: Path, save_every: int, report: Callable[[str], None]) -> Any:
+    """A clone of ``model`` whose sampling runs are recorded in the session at ``path``.
+
+    Raises:
+        HSWQError: compiled or quantized model, a session of another model, an unwritable folder.
+    """
+    refuse_compiled(model)
+    info = inspect_model(model)
+    require_writable(path.parent)
+    if path.exists():
+        open_session(path, info)
+    calibrator = Calibrator(path, info, save_every, report)
+    clone = model.clone()
+    key = f"hswq:{path}"  # two nodes of one session in series record once, of two sessions both record
+    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
+    clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, calibrator.outer_sample)
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, calibrator.apply_model)
+    return clone

@@ -1,0 +1,124 @@
+"""What a MODEL is made of: its Linear and Conv2d layers, original weights, family and fingerprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..hswq_core import (
+    FLOAT8_DTYPES,
+    LAYER_KINDS,
+    Family,
+    Fingerprint,
+    LayerError,
+    LayerStats,
+    detect_family,
+    layout_hash,
+    sample_weights,
+)
+
+PARAMETER_PREFIX = "diffusion_model."
+_COMPILED_PREFIX = "_orig_mod."
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model's identity.
+
+    Attributes:
+        family: row of the families table.
+        kinds: {layer name: kind} of every Linear and Conv2d, in model order.
+        fingerprint: of layer names, shapes and weights.
+        empty: statistics of nothing for every layer; copy before use.
+    """
+
+    family: Family
+    kinds: dict[str, str]
+    fingerprint: Fingerprint
+    empty: dict[str, LayerStats]
+
+
+def layer_modules(diffusion_model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """{name: module} of every Linear and Conv2d, in model order.
+
+    By type name: ComfyUI's mixed-precision Linear is no subclass of torch.nn.Linear.
+    """
+    return {
+        name.replace(_COMPILED_PREFIX, ""): module
+        for name, module in diffusion_model.named_modules()
+        if type(module).__name__ in LAYER_KINDS
+    }
+
+
+def input_channels(module: torch.nn.Module) -> int:
+    """C_in of a Linear or Conv2d, all groups together."""
+    channels = module.in_features if type(module).__name__ == "Linear" else module.in_channels
+    return int(channels)  # type: ignore[arg-type]
+
+
+def empty_stats(module: torch.nn.Module) -> LayerStats:
+    """Statistics of nothing for ``module``."""
+    return LayerStats.empty(type(module).__name__, tuple(module.weight.shape), input_channels(module))
+
+
+def original_weight(patcher: Any, name: str) -> torch.Tensor:
+    """The weight of layer ``name`` as loaded, without LoRAs, wherever it is now."""
+    return original(_key_patch(patcher, f"{PARAMETER_PREFIX}{name}.weight"))
+
+
+def original(key_patch: list[Any]) -> torch.Tensor:
+    """First element of ComfyUI's key patches, (weight, convert_func), as a plain tensor."""
+    weight, convert = key_patch[0]
+    tensor: torch.Tensor = convert(weight, inplace=False)
+    return tensor.detach()
+
+
+def _key_patch(patcher: Any, key: str) -> list[Any]:
+    patches: dict[str, list[Any]] = patcher.get_key_patches(key)
+    return patches[key]
+
+
+def inspect_model(patcher: Any) -> ModelInfo:
+    """Layers, family and fingerprint of a MODEL.
+
+    Raises:
+        LayerError: a layer is already quantized, or there is none.
+    """
+    modules = layer_modules(patcher.model.diffusion_model)
+    _require_layers(modules, type(patcher.model).__name__)
+    for name, module in modules.items():
+        _require_unquantized(name, module.weight)
+    empty = {name: empty_stats(module) for name, module in modules.items()}
+    patches = patcher.get_key_patches(PARAMETER_PREFIX)
+    weights = sample_weights(modules, lambda name: original(patches[f"{PARAMETER_PREFIX}{name}.weight"]))
+    layout = layout_hash({name: (stats.kind, stats.shape) for name, stats in empty.items()})
+    keys = {key[len(PARAMETER_PREFIX) :] for key in patches}
+    kinds = {name: stats.kind for name, stats in empty.items()}
+    return ModelInfo(detect_family(keys), kinds, Fingerprint(layout, weights), empty)
+
+
+def _require_layers(modules: dict[str, torch.nn.Module], model_name: str) -> None:
+    if not modules:
+        raise LayerError(
+            f"Model {model_name}",
+            got="no Linear or Conv2d layer",
+            expected="a diffusion model",
+            remedy="Connect the MODEL of a checkpoint or diffusion model loader.",
+        )
+
+
+def is_quantized(weight: Any) -> bool:
+    """Whether a parameter holds one of comfy-kitchen's quantized tensors; by name, as ComfyUI does it."""
+    return "QuantizedTensor" in (type(weight).__name__, type(weight.data).__name__)
+
+
+def _require_unquantized(name: str, weight: Any) -> None:
+    if is_quantized(weight) or weight.dtype in FLOAT8_DTYPES:
+        raise LayerError(
+            f"Layer {name}, weight",
+            got="an already quantized (FP8) model",
+            expected="float16, bfloat16 or float32",
+            remedy="Load the original FP16/BF16 file, with weight_dtype 'default' if the loader has that input.",
+        )

@@ -1,0 +1,151 @@
+"""A MODEL (with CLIP and VAE) as a source of tensors for the writer: the original file wherever possible.
+
+From the file come keys, order, exact dtypes and metadata; from the MODEL come the weights its LoRAs and
+merges have changed. Where the file cannot serve (a diffusers layout, another file format, a model made in
+memory) the tensors come from the MODEL under the names ComfyUI's own saver uses.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.lora
+import torch
+
+from ..hswq_core import FileError, FileSource, Fingerprint, SettingError, TensorInfo, sample_weights
+from .keys import key_prefix
+from .model import PARAMETER_PREFIX, ModelInfo, original
+
+log = logging.getLogger(__name__)
+
+Tensors = dict[str, tuple[TensorInfo, Callable[[], torch.Tensor]]]
+
+
+class ModelSource:
+    """TensorSource over a MODEL, optionally with CLIP and VAE.
+
+    Attributes:
+        prefix: of the diffusion model's keys.
+        whole: whether CLIP and VAE are included (a checkpoint rather than a diffusion model).
+    """
+
+    def __init__(self, model: Any, info: ModelInfo, clip: Any = None, vae: Any = None) -> None:
+        if (clip is None) != (vae is None):
+            raise SettingError(
+                "HSWQ Converter, clip and vae",
+                got="only one of them connected",
+                expected="both (a whole checkpoint) or neither (the diffusion model alone)",
+                remedy="Connect both outputs of the checkpoint loader, or disconnect the one that is.",
+            )
+        self.whole = clip is not None
+        file = _original_file(model, info)
+        self.name = file.name if file else f"{type(model.model).__name__.lower()}_model"
+        self.metadata: Mapping[str, str] = file.metadata if file else {}
+        self.prefix, tensors = _diffusion_tensors(model, file)
+        if self.whole:
+            tensors |= _encoder_tensors(model, clip, vae, file, self.prefix)
+        if file and self.whole:
+            tensors = {key: tensors[key] for key in [*file.entries, *tensors] if key in tensors}
+        self._read = {key: read for key, (_, read) in tensors.items()}
+        self.entries = {key: entry for key, (entry, _) in tensors.items()}
+
+    def read(self, key: str) -> torch.Tensor:
+        """The tensor, LoRAs merged, in the dtype of ``entries[key]``."""
+        return self._read[key]().to(self.entries[key].dtype)
+
+
+def file_of(patcher: Any) -> Path | None:
+    """The file a stock loader made ``patcher`` from, or None."""
+    init = getattr(patcher, "cached_patcher_init", None)
+    first = init[1][0] if init and init[1] else None
+    return Path(first) if isinstance(first, str) else None
+
+
+def _original_file(model: Any, info: ModelInfo) -> FileSource | None:
+    """The model's file, if it holds every layer under the model's own names with the model's weights."""
+    path = file_of(model)
+    if path is None or path.suffix not in (".safetensors", ".sft") or not path.is_file():
+        return None
+    try:
+        file = FileSource(path)
+    except FileError as error:
+        log.info("HSWQ: %s Taking the weights from memory.", error)
+        return None
+    prefix = key_prefix(file.entries)
+    keys = {name: f"{prefix}{name}.weight" for name in info.kinds}
+    if any(key not in file.entries or file.entries[key].shape != info.empty[name].shape for name, key in keys.items()):
+        log.info("HSWQ: %s names its layers differently; taking the weights from memory.", path.name)
+        return None
+    on_disk = Fingerprint(info.fingerprint.layout, sample_weights(keys, lambda name: file.read(keys[name])))
+    info.fingerprint.require_same(on_disk, f"File {path.name}, changed since the model was loaded")
+    return file
+
+
+def _diffusion_tensors(model: Any, file: FileSource | None) -> tuple[str, Tensors]:
+    patches = model.get_key_patches(PARAMETER_PREFIX)
+    if file is None:
+        return _from_memory(model, patches)
+    prefix = key_prefix(file.entries)
+    changed = {f"{prefix}{key[len(PARAMETER_PREFIX) :]}": key for key in patches if len(patches[key]) > 1}
+    tensors: Tensors = {}
+    for key, entry in file.entries.items():
+        if key in changed:
+            tensors[key] = (entry, _merger(patches[changed.pop(key)], changed_key(key, prefix)))
+        elif key.startswith(prefix):
+            tensors[key] = (entry, lambda key=key: file.read(key))
+    for key, parameter in changed.items():
+        # ComfyUI renames some tensors on load (Flux norms), and a patched one must not be lost for that.
+        raise SettingError(
+            f"Patched tensor {parameter}",
+            got=f"no tensor {key} in {file.path.name}",
+            expected="every patched tensor to be in the file",
+            remedy="Save the patched model with a stock Save node and convert that file's model.",
+        )
+    return prefix, tensors
+
+
+def changed_key(key: str, prefix: str) -> str:
+    """The model's parameter name of a file key."""
+    return f"{PARAMETER_PREFIX}{key[len(prefix) :]}"
+
+
+def _merger(key_patch: list[Any], parameter: str) -> Callable[[], torch.Tensor]:
+    def read() -> torch.Tensor:
+        weight = original(key_patch).to(torch.float32, copy=True)
+        merged: torch.Tensor = comfy.lora.calculate_weight(key_patch[1:], weight, parameter)
+        return merged
+
+    return read
+
+
+def _from_memory(model: Any, patches: dict[str, list[Any]]) -> tuple[str, Tensors]:
+    """The diffusion model as ComfyUI's own saver would name it."""
+    names = {parameter[len(PARAMETER_PREFIX) :]: parameter for parameter in patches}
+    saved = model.model.model_config.process_unet_state_dict_for_saving(dict(names))
+    tensors: Tensors = {}
+    for key, parameter in saved.items():
+        patch = patches[parameter]
+        weight = original(patch)
+        read = _merger(patch, parameter) if len(patch) > 1 else lambda patch=patch: original(patch)
+        tensors[key] = (TensorInfo(weight.dtype, tuple(weight.shape)), read)
+    first, parameter = next(iter(saved.items()))
+    return first[: len(first) - len(parameter) + len(PARAMETER_PREFIX)], tensors
+
+
+def _encoder_tensors(model: Any, clip: Any, vae: Any, file: FileSource | None, prefix: str) -> Tensors:
+    """CLIP and VAE: from the same file bit by bit if they are the file's own, else as ComfyUI saves them."""
+    same = file is not None and all(file_of(p) == file.path and not p.patches for p in (clip.patcher, vae.patcher))
+    if same and file is not None and prefix:
+        others = {key: entry for key, entry in file.entries.items() if not key.startswith(prefix)}
+        return {key: (entry, lambda key=key: file.read(key)) for key, entry in others.items()}
+    clip.load_model()
+    config = model.model.model_config
+    clip_sd = clip.state_dict_for_saving() if hasattr(clip, "state_dict_for_saving") else clip.get_sd()
+    state = {
+        **config.process_clip_state_dict_for_saving(clip_sd),
+        **config.process_vae_state_dict_for_saving(vae.get_sd()),
+    }
+    return {key: (TensorInfo(t.dtype, tuple(t.shape)), lambda t=t: t) for key, t in state.items()}

@@ -1,0 +1,63 @@
+"""Sessions on disk: where they are, and adding to them so that nothing is lost."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import folder_paths
+from filelock import FileLock
+
+from ..hswq_core import Session, load_session, save_session
+from ..hswq_core.names import session_path
+from ..hswq_core.predecessor import import_predecessor, is_predecessor
+from .model import ModelInfo
+
+FOLDER = "hswq_stats"
+
+
+def sessions_folder() -> Path:
+    """``output/hswq_stats``."""
+    return Path(folder_paths.get_output_directory()) / FOLDER
+
+
+def path_of(session: str) -> Path:
+    """The file of a session name as typed by the user. Raises SettingError for anything but a plain name."""
+    return session_path(sessions_folder(), session)
+
+
+def open_session(path: Path, info: ModelInfo) -> Session:
+    """The session at ``path``, which must be of the model ``info``; the predecessor's files are imported.
+
+    Raises:
+        SessionError: missing, damaged, or of another model.
+    """
+    if is_predecessor(path):
+        return import_predecessor(path, info.empty, info.fingerprint, info.family.name)
+    session = load_session(path)
+    session.fingerprint.require_same(info.fingerprint, f"Session {path.stem}")
+    return session
+
+
+def new_session(info: ModelInfo) -> Session:
+    """A session in which nothing was seen yet."""
+    return Session(info.family.name, info.fingerprint, copy.deepcopy(info.empty))
+
+
+def add_to_session(path: Path, part: Session, info: ModelInfo) -> Session:
+    """Merge ``part`` into the session at ``path`` and save it; a new file if there is none.
+
+    The lock makes load, merge and save one step for all processes that calibrate the same session.
+
+    Returns:
+        The whole session as saved.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.exists():
+            whole = open_session(path, info)
+            whole.merge(part)
+        else:
+            whole = part
+        save_session(whole, path)
+    return whole

@@ -1,0 +1,57 @@
+"""HSWQ Calibration: observe a model while it draws."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..loader.calibrate import calibrated
+from ..loader.store import path_of
+from .status import check_session_name, show_text
+
+DEFAULT_SESSION = "session_01"
+
+
+class HSWQCalibration(io.ComfyNode):
+    """MODEL in, the same MODEL out; its sampling runs are recorded."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="HSWQCalibration",
+            display_name="HSWQ Calibration",
+            category="HSWQ",
+            description="Put it between model loader and sampler and generate as usual: statistics of every layer "
+            "add up in output/hswq_stats, over runs and restarts. The picture does not change.",
+            inputs=[
+                io.Model.Input("model", tooltip="The unquantized (FP16/BF16) model."),
+                io.String.Input(
+                    "session",
+                    default=DEFAULT_SESSION,
+                    tooltip="Name of the statistics. Use one name per model; runs of the same name add up.",
+                ),
+                io.Int.Input(
+                    "save_every",
+                    default=50,
+                    min=1,
+                    max=100000,
+                    tooltip="Model calls between two saves within a run. The end of a run always saves.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, session: str) -> bool | str:
+        """A bad name is refused when the workflow is queued, before anything runs."""
+        return check_session_name(session)
+
+    @classmethod
+    def execute(cls, model: Any, session: str, save_every: int) -> io.NodeOutput:
+        """Wrap a clone of the model."""
+        report = partial(show_text, node_id=cls.hidden.unique_id)
+        return io.NodeOutput(calibrated(model, path_of(session), save_every, report))

@@ -1,0 +1,106 @@
+"""HSWQ Converter: one click from a calibrated model to an FP8 file."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..hswq_core import FORMATS, HSWQError
+from ..loader.convert import Request, convert_model
+from ..loader.store import path_of
+from .calibration import DEFAULT_SESSION
+from .status import check_session_name, node_progress, show_text
+
+
+class HSWQConverter(io.ComfyNode):
+    """Writes the connected model as FP8."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="HSWQConverter",
+            display_name="HSWQ Converter",
+            category="HSWQ",
+            description="Writes the model as an FP8 file, by the statistics of a calibration session, into "
+            "output/checkpoints (with clip and vae connected) or output/diffusion_models, where ComfyUI's loaders "
+            "find it.",
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model that was calibrated; connected LoRAs are merged."),
+                io.String.Input("session", default=DEFAULT_SESSION, tooltip="Name of the calibration session."),
+                io.Combo.Input(
+                    "format",
+                    options=list(FORMATS),
+                    default="comfy",
+                    tooltip="comfy: opens in ComfyUI's own loaders. v2: convolutions scaled too, opens in HSWQ Loader. "
+                    "v1: plain FP8 for any loader.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=["hswq"],
+                    default="hswq",
+                    tooltip="hswq: keep the layers of largest output variance in FP16, clip-search the others.",
+                ),
+                io.Float.Input(
+                    "keep_ratio",
+                    default=0.25,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the layers kept in FP16. More is better and bigger.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="",
+                    tooltip="Put before the file's name, with / for a subfolder. "
+                    "The rest is <model>_hswq_r<calls>_<keep ratio>_<format>.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="With vae: write a whole checkpoint."),
+                io.Vae.Input("vae", optional=True, tooltip="With clip: write a whole checkpoint."),
+                io.AnyType.Input(
+                    "after",
+                    optional=True,
+                    tooltip="Anything made by the calibrated model, for example the decoded picture: "
+                    "the conversion then waits for it, and one Run calibrates and converts.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path"), io.String.Output(display_name="report")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, session: str) -> bool | str:
+        """A bad name is refused when the workflow is queued, before anything runs."""
+        return check_session_name(session)
+
+    @classmethod
+    def fingerprint_inputs(cls, session: str, **inputs: Any) -> tuple[Any, ...]:
+        """Convert again whenever the session has grown, though no widget changed."""
+        try:
+            stat = path_of(session).stat()
+        except (HSWQError, OSError):
+            return (time.time(),)
+        return (stat.st_mtime_ns, stat.st_size)
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        session: str,
+        format: str,
+        method: str,
+        keep_ratio: float,
+        filename_prefix: str = "",
+        clip: Any = None,
+        vae: Any = None,
+        after: Any = None,
+    ) -> io.NodeOutput:
+        """Convert, show the report on the node."""
+        node_id = cls.hidden.unique_id
+        request = Request(session, format, keep_ratio, filename_prefix)
+        done, text = convert_model(model, clip, vae, request, node_progress(node_id))
+        show_text(text, node_id)
+        return io.NodeOutput(str(done.path), text)

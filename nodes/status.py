@@ -1,0 +1,45 @@
+"""What the nodes share: text and progress on a node, the check of a session name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.utils
+from server import PromptServer
+
+from ..hswq_core import SettingError
+from ..loader.store import path_of
+
+
+def check_session_name(session: str) -> bool | str:
+    """True, or the message ComfyUI shows at the input."""
+    try:
+        path_of(session)
+    except SettingError as error:
+        return str(error)
+    return True
+
+
+def show_text(text: str, node_id: str | None) -> None:
+    """Text under the node ``node_id`` in the page (the UI text of a result is not shown on custom nodes)."""
+    if node_id and PromptServer.instance is not None:
+        PromptServer.instance.send_progress_text(text, node_id)
+
+
+def node_progress(node_id: str | None) -> Callable[[str, int, int], None]:
+    """A callback (what, done, total) for long work: progress bar, text on the node, and Cancel.
+
+    Cancel raises ComfyUI's InterruptProcessingException out of the callback.
+    """
+    bars: dict[str, comfy.utils.ProgressBar] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        stage = what.split(" ", 1)[0]
+        if stage not in bars:
+            bars[stage] = comfy.utils.ProgressBar(max(total, 1), node_id=node_id)
+        bars[stage].update_absolute(done, max(total, 1))
+        show_text(f"{what} ({done / max(total, 1):.0%})", node_id)
+
+    return progress
