@@ -28,7 +28,7 @@ pack.alias()
 from hswq.hswq_core import FLOAT8_E4M3FN, FileSource  # noqa: E402
 from hswq.hswq_core.metrics import error_to_db  # noqa: E402
 
-FAMILY, SESSION, EVALUATION_SEED = "flux", "demo", 1000
+FAMILY, FOLDER, SESSION, EVALUATION_SEED = "flux", "diffusion_models", "demo", 1000
 # format -> opened by the stock loader?
 FORMATS = {"v1": False, "v2": False, "comfy": True}
 
@@ -79,13 +79,13 @@ def demonstrate(server: ComfyServer, options: Any, bar: tqdm[Any]) -> list[Row]:
         run(f"calibrating, seed {seed}", flow.calibration(calibrating))
     load = flow.prepare(server, FAMILY, flow.LOAD, steps=options.steps, seed=EVALUATION_SEED)
     source = flow.FAMILIES[FAMILY].kind + ".safetensors"
-    reference = picture(server, run("drawing FP16", flow.opening(load, source, stock=True)))
+    reference = picture(server, run("drawing FP16", flow.opening(load, source, FOLDER, stock=True)))
     save(reference, options.output / "fp16.png")
     rows = [Row(source, tiny.make(flow.FAMILIES[FAMILY].kind).stat().st_size, "-", "-", "-", "stock")]
     for name, stock in FORMATS.items():
         run(f"converting to {name}", flow.conversion(server, workflow, format=name))
         file = newest(server)
-        drawn = picture(server, run(f"drawing {name}", flow.opening(load, file.name, stock=stock)))
+        drawn = picture(server, run(f"drawing {name}", flow.opening(load, file.name, FOLDER, stock=stock)))
         save(drawn, options.output / f"{name}.png")
         rows.append(row(file, reference, drawn, stock))
     return rows
@@ -93,7 +93,7 @@ def demonstrate(server: ComfyServer, options: Any, bar: tqdm[Any]) -> list[Row]:
 
 def newest(server: ComfyServer) -> Path:
     """The file written last."""
-    return max((server.output / "diffusion_models").glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    return max((server.output / FOLDER).glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def picture(server: ComfyServer, result: Result) -> torch.Tensor:

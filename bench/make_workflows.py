@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--screenshots", type=Path, help="folder for a picture of each workflow")
     options = parser.parse_args()
     WORKFLOWS.mkdir(exist_ok=True)
-    with ComfyServer() as server, Page(server.url) as page:
+    with ComfyServer() as server, Page(server.url, size=(2400, 1350)) as page:
         for family in GRAPHS:
             for job in (CALIBRATE, LOAD):
                 workflow = make(page, family, job)

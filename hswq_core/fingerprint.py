@@ -44,7 +44,7 @@ class Fingerprint:
                 remedy="Use another session name for this model, or connect the model the session belongs to.",
             )
         distance = (torch.linalg.vector_norm(self.weights - other.weights) / _norm(self.weights)).item()
-        if distance > SAME_WEIGHTS_TOLERANCE:
+        if not distance <= SAME_WEIGHTS_TOLERANCE:  # nor if it is NaN
             raise SessionError(
                 what,
                 got=f"the same architecture with other weights ({distance:.1%} apart)",

@@ -67,7 +67,8 @@ def comfy_marker(grid: Grid) -> torch.Tensor:
     Without full_precision_matrix_mult a GPU with FP8 compute would cast the activations too, with scale 1 for
     want of a measured input_scale.
     """
-    text = json.dumps({"format": grid.name, "full_precision_matrix_mult": True})
+    # Without spaces it has 60 bytes, so that the float16 tensors after it in a file still start at even ones.
+    text = json.dumps({"format": grid.name, "full_precision_matrix_mult": True}, separators=(",", ":"))
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 

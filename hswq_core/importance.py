@@ -24,7 +24,9 @@ def importance_over_weight(name: str, shape: tuple[int, ...], importance: torch.
     out_channels, per_group = shape[0], shape[1]
     channels = importance.numel()
     groups, rest = divmod(channels, per_group)
-    if importance.dim() != 1 or rest or groups == 0 or out_channels % max(groups, 1):
+    is_linear = len(shape) == 2
+    wrong = rest or groups == 0 or out_channels % max(groups, 1) or (is_linear and groups != 1)
+    if importance.dim() != 1 or wrong:
         raise LayerError(
             f"Layer {name}, importance",
             got=f"{tuple(importance.shape)} values",

@@ -11,9 +11,12 @@ from pathlib import Path
 from .errors import SettingError
 
 MAX_LENGTH = 100
+MAX_BYTES = 200
+# File systems allow 255 bytes; a file is written as "<name>.xxxxxxxx.tmp" first.
+MAX_FILE_NAME_BYTES = 255 - len(".xxxxxxxx.tmp")
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 # Windows device names, reserved with or without an extension.
-_RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")
+_RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[\d¹²³]|lpt[\d¹²³])(\..*)?$")
 
 
 def check_name(name: str, what: str) -> str:
@@ -26,6 +29,7 @@ def check_name(name: str, what: str) -> str:
     wrong = (
         not name.strip()
         or len(name) > MAX_LENGTH
+        or len(name.encode(errors="replace")) > MAX_BYTES
         or not name.isprintable()
         or _FORBIDDEN.search(name)
         or _RESERVED.match(name)
@@ -36,7 +40,8 @@ def check_name(name: str, what: str) -> str:
         raise SettingError(
             what,
             got=repr(name[: MAX_LENGTH + 20]),
-            expected=f'a plain name of 1-{MAX_LENGTH} characters without / \\ : * ? " < > | and no dot at either end',
+            expected=f"a plain name of 1-{MAX_LENGTH} characters ({MAX_BYTES} bytes) "
+            'without / \\ : * ? " < > | and no dot at either end',
             remedy="Use letters, digits, - and _, for example session_01.",
         )
     return name
@@ -54,14 +59,29 @@ def output_path(folder: Path, prefix: str, stem: str) -> Path:
         folder: where loaders look.
         prefix: the user's ``filename_prefix``, may name subfolders with ``/``; empty: no prefix.
         stem: the descriptive part of the name, see ``describe``.
+
+    Raises:
+        SettingError: a part of the prefix is no plain name, or the whole name is too long for a file system.
     """
     parts = [check_name(part, "filename_prefix") for part in prefix.replace("\\", "/").split("/")] if prefix else []
     base = folder.joinpath(*parts[:-1]) / ("_".join([*parts[-1:], stem]))
-    path = base.with_name(f"{base.name}.safetensors")
+    path = _short_enough(base.with_name(f"{base.name}.safetensors"))
     number = 2
     while path.exists():
-        path = base.with_name(f"{base.name}_{number}.safetensors")
+        path = _short_enough(base.with_name(f"{base.name}_{number}.safetensors"))
         number += 1
+    return path
+
+
+def _short_enough(path: Path) -> Path:
+    size = len(path.name.encode(errors="replace"))
+    if size > MAX_FILE_NAME_BYTES:
+        raise SettingError(
+            "Output file name",
+            got=f"{size} bytes ({path.name[:40]}...)",
+            expected=f"at most {MAX_FILE_NAME_BYTES} bytes",
+            remedy="Shorten filename_prefix, or rename the model's file.",
+        )
     return path
 
 

@@ -129,7 +129,7 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read ``to_json``'s text. Raises KeyError, TypeError or ValueError on anything else."""
-        data: dict[str, Any] = json.loads(text)
+        data: dict[str, Any] = dict(json.loads(text))
         layers = []
         for record in data.pop("layers"):
             known = {f.name: record[f.name] for f in fields(LayerPlan)}

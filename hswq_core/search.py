@@ -16,6 +16,9 @@ FIRST_RANGE = (0.5, 1.0)  # of max|w|
 ALLOWED_RANGE = (0.1, 1.2)  # of max|w|
 # A refinement's range reaches a quarter of the range before it to either side of the best candidate.
 REFINEMENT_SHRINK = 0.25
+# Errors this close, relatively, are equal: they differ by the rounding of their float64 sums alone. Unscaled,
+# whole ranges of limits are equally good, and noise would choose among them.
+TIE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,9 @@ def weighted_histogram(w: torch.Tensor, importance: torch.Tensor | None, bins: i
     """
     magnitude = w.abs().to(torch.float32)
     top = magnitude.max().item()
-    index = (magnitude * (bins / top)).to(torch.int32).clamp_(max=bins - 1).flatten()
-    weight = None if importance is None else importance.to(torch.float32).expand_as(w).flatten()
+    # Divided first: bins / max overflows float32 for a layer of denormal weights.
+    index = (magnitude / top * bins).to(torch.int32).clamp_(max=bins - 1).flatten()
+    weight = None if importance is None else importance.to(torch.float64).expand_as(w).flatten()
     mass = torch.bincount(index, weights=weight, minlength=bins).to(torch.float64)
     centers = (torch.arange(bins, dtype=torch.float64, device=w.device) + 0.5) * (top / bins)
     return Histogram(centers, mass, top)
@@ -101,8 +105,8 @@ def search_histogram(hist: Histogram, grid: Grid, *, scaled: bool) -> float:
         tries = torch.cat((tries, tries.new_tensor([hist.max])))
         errors = histogram_errors(hist, tries, grid, scaled=scaled)
         least = errors.min()
-        if least.item() < best_error:
-            best, best_error = tries[errors == least].min().item(), least.item()
+        if least.item() < best_error * (1 - TIE):
+            best, best_error = tries[errors <= least * (1 + TIE)].min().item(), least.item()
         reach = (high - low) * REFINEMENT_SHRINK
         low, high = max(floor, best - reach), min(ceiling, best + reach)
     return best

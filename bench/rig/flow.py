@@ -18,6 +18,7 @@ from rig.server import ComfyServer
 
 CALIBRATE, LOAD = "calibrate_and_convert", "load"
 STOCK = {"HSWQLoader": "CheckpointLoaderSimple", "HSWQDiffusionModelLoader": "UNETLoader"}
+FOLDER = {"HSWQLoader": "checkpoints", "HSWQDiffusionModelLoader": "diffusion_models"}
 FILE_INPUT = {
     "HSWQLoader": "ckpt_name",
     "HSWQDiffusionModelLoader": "model_name",
@@ -42,11 +43,6 @@ class Family:
     folder: str
     vae: str | None = None
     conditioning: dict[str, int] | None = None
-
-    @property
-    def opener(self) -> str:
-        """The HSWQ loader of this family."""
-        return "HSWQLoader" if self.folder == "checkpoints" else "HSWQDiffusionModelLoader"
 
 
 FAMILIES = {
@@ -101,12 +97,13 @@ def conversion(server: ComfyServer, prompt: Prompt, **settings: Any) -> Prompt:
     return graph.drop_unused(converted, server.client.object_info())
 
 
-def opening(prompt: Prompt, file: str, *, stock: bool) -> Prompt:
-    """A load workflow on `file`, by the HSWQ loader it ships with or by ComfyUI's own."""
-    ours = next(entry["class_type"] for entry in prompt.values() if entry["class_type"] in STOCK)
+def opening(prompt: Prompt, file: str, folder: str, *, stock: bool) -> Prompt:
+    """A load workflow on a file of a model folder, by the HSWQ loader for it or by ComfyUI's own."""
+    shipped_loader = next(entry["class_type"] for entry in prompt.values() if entry["class_type"] in STOCK)
+    ours = next(loader for loader, where in FOLDER.items() if where == folder)
     loader = STOCK[ours] if stock else ours
     extra = {"weight_dtype": "default"} if loader == "UNETLoader" else {}
-    return graph.replace_node(prompt, ours, loader, **{FILE_INPUT[loader]: file}, **extra)
+    return graph.replace_node(prompt, shipped_loader, loader, **{FILE_INPUT[loader]: file}, **extra)
 
 
 def _named(server: ComfyServer, prompt: Prompt, family: Family) -> Prompt:

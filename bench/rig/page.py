@@ -34,7 +34,8 @@ SWITCHES = [
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 ]
 MIN_NODE_TYPES = 100
-READY = f"""() => !!(window.app?.graph && window.LiteGraph
+# The page opens with the last workflow, or its default one; loaded later, it would replace ours.
+READY = f"""() => !!(window.app?.graph?.nodes?.length && window.LiteGraph
     && Object.keys(LiteGraph.registered_node_types).length > {MIN_NODE_TYPES})"""
 # Errors that ComfyUI's own page always shows: kept out of Page.errors.
 NOISE = (

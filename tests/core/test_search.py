@@ -81,11 +81,12 @@ def test_golden_error_is_within_a_thousandth_of_the_original_in_all_30_cases(gol
     assert worse == []
 
 
-def test_golden_amax_is_within_a_hundredth_of_the_original_in_20_of_30_cases(golden):
+def test_golden_amax_is_within_a_hundredth_of_the_original_in_all_30_cases(golden):
+    """20 of 30 would do, since the original rounds midpoints down; with ties broken as it does, all 30 agree."""
     ratios = {row["seed"]: row["clip"].amax / row["reference_amax"] for row in golden}
     for seed, ratio in ratios.items():
         print(f"{seed} amax / original {ratio:.6f}")
-    assert sum(abs(ratio - 1) <= 0.01 for ratio in ratios.values()) >= 20
+    assert [seed for seed, ratio in ratios.items() if abs(ratio - 1) > 0.01] == []
 
 
 def test_the_reported_errors_are_the_true_ones(golden):
@@ -144,12 +145,13 @@ def test_uniform_importance_equals_none(shape, scaled):
     assert with_uniform.mse == pytest.approx(without.mse, rel=1e-6)
 
 
-@pytest.mark.parametrize("factor", [2.0**-20, 0.3, 1000.0])
-def test_a_common_factor_on_the_importance_changes_nothing(factor):
-    w, importance = torch.randn(96, 64) * 0.02, torch.rand(1, 64) + 0.1
-    once = search_amax(w, importance, GRID, scaled=True)
-    multiplied = search_amax(w, importance * factor, GRID, scaled=True)
-    assert multiplied.amax == pytest.approx(once.amax, rel=1e-3)
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("factor", [2.0**-20, 3.0, 1000.0])  # exact products in float32
+def test_a_common_factor_on_the_importance_changes_nothing(factor, scaled):
+    w, importance = torch.randn(96, 64) * 0.02, (torch.randint(1, 256, (1, 64))) / 256
+    once = search_amax(w, importance, GRID, scaled=scaled)
+    multiplied = search_amax(w, importance * factor, GRID, scaled=scaled)
+    assert multiplied.amax == once.amax
     assert multiplied.mse == pytest.approx(once.mse, rel=1e-5)
 
 
@@ -171,7 +173,7 @@ def test_importance_of_zero_everywhere_clips_nothing(scaled):
 
 
 def test_dead_channels_do_not_count():
-    """The single outlier sits in a channel that is never fed: the limit is that of the other channels."""
+    """The single outlier sits in a channel that is never fed: clipping it improves all others."""
     w = torch.randn(64, 32) * 0.02
     importance = torch.ones(1, 32)
     w[0, 0], importance[0, 0] = w[:, 1:].abs().max() * 1.9, 0.0
@@ -233,7 +235,7 @@ def test_histogram_counts_every_weight_once_without_importance():
 
 
 def test_histogram_sums_do_not_drift():
-    """One outlier puts everything else into one bin; summed in float32, a tenth of its mass would be lost."""
+    """One outlier puts everything else into one bin; whose float32 sum would be 1 % off."""
     n = 4_000_000
     w = torch.full((1, n), 1e-3)
     w[0, 0] = 100.0

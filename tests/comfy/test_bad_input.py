@@ -1,0 +1,187 @@
+"""What goes wrong for users: each a message that names the thing, and nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hswq.hswq_core import load_session, save_session
+from rig import flow, graph, prompts, tiny
+from rig.client import Prompt
+
+pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+
+HOSTILE = ["../escape", "/etc/passwd", "..\\escape", "C:\\escape", "a/b", "", "con", "x\0y"]
+
+
+@pytest.fixture
+def session(server) -> str:
+    """A good session of flux-tiny."""
+    name = "good"
+    if not (server.output / "hswq_stats" / f"{name}.pt").exists():
+        server.client.run(flow.calibration(workflow(server, session=name))).check()
+    return name
+
+
+def workflow(server, **settings) -> Prompt:
+    return flow.prepare(server, "flux", flow.CALIBRATE, **settings)
+
+
+def convert(server, session: str, **settings):
+    """Result of a conversion, and the files it left behind."""
+    before = files_in(server)
+    result = server.client.run(flow.conversion(server, workflow(server), session=session, **settings))
+    return result, files_in(server) - before
+
+
+def files_in(server) -> set[Path]:
+    return {path for path in server.output.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def refused(server, session: str, *words: str, **settings) -> None:
+    result, files = convert(server, session, **settings)
+    assert result.status in ("error", "rejected")
+    for word in words:
+        assert word in " ".join(result.errors)
+    assert not files
+
+
+def test_no_statistics_file(server):
+    refused(server, "never_made", "never_made.pt", "no such file", "Calibration node first")
+
+
+def test_statistics_of_another_architecture(server, session):
+    path = server.output / "hswq_stats" / "foreign.pt"
+    server.client.run(flow.calibration(flow.prepare(server, "sd15", flow.CALIBRATE, session="foreign"))).check()
+    refused(server, path.stem, "Session foreign", "another layer layout", "another session name")
+
+
+def test_statistics_of_other_weights(server, models, session):
+    other = server.add_model("diffusion_models", tiny.make("flux-tiny", seed=1), "flux-other.safetensors")
+    changed = graph.set_input(workflow(server, session=session), "UNETLoader", unet_name=other)
+    result = server.client.run(flow.conversion(server, changed))
+    assert "same architecture with other weights" in result.errors[0]
+    calibrating = server.client.run(flow.calibration(changed))
+    assert "same architecture with other weights" in calibrating.errors[0]
+    assert load_session(server.output / "hswq_stats" / f"{session}.pt").calls == 2
+
+
+def test_an_empty_session(server, session):
+    folder = server.output / "hswq_stats"
+    empty = load_session(folder / f"{session}.pt")
+    empty.calls = 0
+    save_session(empty, folder / "empty.pt")
+    refused(server, "empty", "Session empty", "no completed model call", "Queue the workflow")
+
+
+def test_a_session_without_one_layer(server, session):
+    folder = server.output / "hswq_stats"
+    partial = load_session(folder / f"{session}.pt")
+    del partial.layers["img_in"]
+    save_session(partial, folder / "partial.pt")
+    refused(server, "partial", "partial", "session")
+
+
+def test_a_damaged_session(server, session):
+    folder = server.output / "hswq_stats"
+    (folder / "damaged.pt").write_bytes((folder / f"{session}.pt").read_bytes()[:1000])
+    refused(server, "damaged", "damaged.pt", "unreadable", "Calibrate again")
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.5])
+def test_keep_ratio_out_of_range(server, session, ratio):
+    refused(server, session, "keep_ratio", keep_ratio=ratio)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_session_name_never_leaves_its_folder(server, name):
+    result, files = convert(server, name)
+    assert result.status == "rejected"
+    assert "session" in result.errors[0].lower()
+    assert not files
+    wrong = graph.set_input(workflow(server), "HSWQCalibration", session=name)
+    calibrating = server.client.run(flow.calibration(wrong))
+    assert calibrating.status == "rejected"
+
+
+@pytest.mark.parametrize("prefix", ["../escape", "/abs", "a/../../b", "x\0"])
+def test_a_filename_prefix_never_leaves_the_output_folder(server, session, prefix):
+    refused(server, session, "filename_prefix", filename_prefix=prefix)
+
+
+def test_a_prefix_may_name_a_subfolder(server, session):
+    result, files = convert(server, session, filename_prefix="mine/best")
+    result.check()
+    (name,) = (str(path.relative_to(server.output)) for path in files)
+    assert name.replace("\\", "/").startswith("diffusion_models/mine/best_flux-tiny_hswq_r2_0.25_comfy")
+
+
+def test_an_already_quantized_model(server, session):
+    result, files = convert(server, session, filename_prefix="quantized")
+    result.check()
+    (file,) = files
+    name = str(file.relative_to(server.output / "diffusion_models"))
+    load = flow.opening(flow.prepare(server, "flux", flow.LOAD), name, "diffusion_models", stock=True)
+    calibration = prompts.node("HSWQCalibration", model=None, session="fp8", save_every=50)
+    loader = graph.find(load, "UNETLoader")
+    calibration["inputs"]["model"] = [loader, 0]
+    result = server.client.run(prompts.insert(load, "calibration", calibration, after=loader))
+    assert "already quantized (FP8)" in result.errors[0]
+    settings = {"session": session, "format": "v2", "method": "hswq", "keep_ratio": 0.25, "filename_prefix": ""}
+    converter = prompts.node("HSWQConverter", model=[loader, 0], **settings)
+    result = server.client.run({loader: load[loader], "convert": converter})
+    assert "already quantized (FP8)" in result.errors[0]
+
+
+def test_an_unwritable_folder(server, session):
+    """A file where the folder should be: no permission bits, which a root user would not feel."""
+    folder = server.output / "diffusion_models" / "blocked"
+    folder.parent.mkdir(exist_ok=True)
+    folder.write_text("in the way")
+    result, files = convert(server, session, filename_prefix="blocked/x")
+    assert "blocked" in result.errors[0]
+    assert "permissions" in result.errors[0]
+    assert not files
+
+
+def test_only_one_of_clip_and_vae(server):
+    settings = {"session": "half"}
+    server.client.run(flow.calibration(flow.prepare(server, "sd15", flow.CALIBRATE, **settings))).check()
+    prompt = flow.conversion(server, flow.prepare(server, "sd15", flow.CALIBRATE, **settings))
+    del prompt[graph.find(prompt, "HSWQConverter")]["inputs"]["vae"]
+    result = server.client.run(prompt)
+    assert "only one of them connected" in result.errors[0]
+
+
+def test_a_compiled_model_under_calibration(server):
+    prompt = flow.calibration(workflow(server, session="compiled"))
+    compiled = prompts.node("TorchCompileModel", model=None, backend="inductor")
+    for after in (graph.find(prompt, "UNETLoader"), graph.find(prompt, "HSWQCalibration")):
+        compiled["inputs"]["model"] = [after, 0]
+        result = server.client.run(prompts.insert(prompt, "compiled", compiled, after=after))
+        assert "torch.compile" in result.errors[0]
+        assert "Bypass the compile node" in result.errors[0]
+    assert not (server.output / "hswq_stats" / "compiled.pt").exists()
+
+
+def test_cancel_leaves_nothing_behind(server):
+    settings = {"session": "cancelled"}
+    server.client.run(flow.calibration(flow.prepare(server, "sdxl", flow.CALIBRATE, **settings))).check()
+    prompt = flow.conversion(server, flow.prepare(server, "sdxl", flow.CALIBRATE, **settings))
+    before = files_in(server)
+    with server.client.listen() as heard:
+        queued = server.client.submit(prompt)
+        _until(lambda: any("Searching" in text for text in heard.progress_text()))
+        server.client.interrupt()
+        result = server.client.wait(queued)
+    assert result.status == "interrupted"
+    assert files_in(server) == before
+
+
+def _until(condition, seconds: float = 60.0) -> None:
+    import time
+
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)

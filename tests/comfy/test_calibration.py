@@ -1,0 +1,150 @@
+"""Calibration in a real ComfyUI: the picture unchanged, statistics that add up, hooks that go."""
+
+from __future__ import annotations
+
+import pytest
+import safetensors.torch
+import torch
+from hswq.hswq_core import load_session
+from rig import flow, prompts
+from rig.client import Prompt
+from rig.server import ComfyServer
+
+pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+
+STEPS = 2
+
+
+def calibrated(models, session: str, **sampler) -> Prompt:
+    plain = prompts.flux(models.flux(), models.taef(), **sampler)
+    calibration = prompts.node("HSWQCalibration", model=["model", 0], session=session, save_every=50)
+    return prompts.insert(plain, "calibration", calibration)
+
+
+def troubled(models, session: str, mode: str, at: int, **sampler) -> Prompt:
+    trouble = prompts.node("RigTrouble", model=["model", 0], mode=mode, at=at, seconds=0.5)
+    return prompts.insert(calibrated(models, session, **sampler), "trouble", trouble)
+
+
+def calls(server: ComfyServer, session: str) -> int:
+    return load_session(server.output / "hswq_stats" / f"{session}.pt").calls
+
+
+def hooks(server: ComfyServer) -> str:
+    return server.client.run({"1": prompts.node("RigHooks")}).check().text()[-1]
+
+
+def latent(server: ComfyServer, prompt: Prompt) -> torch.Tensor:
+    """The sampled latent, saved instead of drawn."""
+    kept = {key: entry for key, entry in prompt.items() if key not in ("vae", "decode", "save")}
+    kept["save"] = prompts.node("SaveLatent", samples=["sampler", 0], filename_prefix="latents/flux")
+    (file,) = server.client.run(kept).check().outputs["save"]["latents"]
+    return safetensors.torch.load_file(server.output / file["subfolder"] / file["filename"])["latent_tensor"]
+
+
+def test_the_latent_is_bit_identical_with_and_without_calibration(server, models):
+    plain = latent(server, prompts.flux(models.flux(), models.taef(), seed=4, steps=4))
+    observed = latent(server, calibrated(models, "identical", seed=4, steps=4))
+    assert calls(server, "identical") == 4
+    assert plain.std() > 0
+    assert torch.equal(plain, observed)
+
+
+def test_sessions_add_up_over_queue_items_a_dropped_cache_and_a_restart(models):
+    from rig import tiny
+
+    with ComfyServer([models.testnodes]) as server:
+        server.add_model("diffusion_models", tiny.make("flux-tiny"), "flux-tiny.safetensors")
+        server.add_model("vae", tiny.make("taef"), "rig-taef.safetensors")
+        server.client.run(calibrated(models, "adds", seed=1)).check()
+        assert calls(server, "adds") == STEPS
+        server.client.run(calibrated(models, "adds", seed=2)).check()  # the node itself is cached
+        assert calls(server, "adds") == 2 * STEPS
+        server.client.free()
+        server.client.run(calibrated(models, "adds", seed=3)).check()
+        assert calls(server, "adds") == 3 * STEPS
+        server.restart()
+        server.client.run(calibrated(models, "adds", seed=4)).check()
+        session = load_session(server.output / "hswq_stats" / "adds.pt")
+        assert (session.calls, session.images, session.steps) == (4 * STEPS, 4, {STEPS: 4})
+
+
+def test_an_identical_prompt_is_cached_and_recorded_once(server, models):
+    prompt = calibrated(models, "cached", seed=5)
+    server.client.run(prompt).check()
+    server.client.run(prompt).check()
+    assert calls(server, "cached") == STEPS
+
+
+def test_hooks_are_gone_after_success(server, models):
+    server.client.run(calibrated(models, "hooks_ok", seed=6)).check()
+    assert hooks(server) == "0"
+
+
+def test_hooks_are_gone_after_an_error_and_what_was_seen_is_saved(server, models):
+    result = server.client.run(troubled(models, "hooks_error", "raise", at=3, seed=7, steps=5))
+    assert result.status == "error"
+    assert hooks(server) == "0"
+    assert calls(server, "hooks_error") == 2
+
+
+def test_hooks_are_gone_after_cancel_and_what_was_seen_is_saved(server, models):
+    with server.client.listen() as heard:
+        queued = server.client.submit(troubled(models, "hooks_cancel", "slow", at=1, seed=8, steps=20))
+        _wait_for(lambda: heard.of("progress"))
+        server.client.interrupt()
+        result = server.client.wait(queued)
+    assert result.status == "interrupted"
+    assert hooks(server) == "0"
+    assert 1 <= calls(server, "hooks_cancel") < 20
+
+
+def test_only_the_calibrated_branch_is_recorded(server, models):
+    """Both branches sample the same model object."""
+    both = calibrated(models, "branch", seed=9)
+    both["plain"] = prompts.sampler(seed=10, cfg=1.0, scheduler="simple", positive=["guidance", 0])
+    both["plain_decode"] = prompts.node("VAEDecode", samples=["plain", 0], vae=["vae", 0])
+    both["plain_save"] = prompts.node("SaveImage", images=["plain_decode", 0], filename_prefix="plain")
+    server.client.run(both).check()
+    assert calls(server, "branch") == STEPS
+
+
+def test_two_sessions_in_series_record_the_same(server, models):
+    second = prompts.node("HSWQCalibration", model=["calibration", 0], session="series_b", save_every=50)
+    prompt = prompts.insert(calibrated(models, "series_a", seed=11), "second", second, after="calibration")
+    server.client.run(prompt).check()
+    a, b = (load_session(server.output / "hswq_stats" / f"series_{x}.pt") for x in "ab")
+    assert a.calls == b.calls == STEPS
+    assert all(torch.equal(a.layers[name].abs_sum, b.layers[name].abs_sum) for name in a.layers)
+
+
+def test_saves_within_a_run(server, models):
+    prompt = troubled(models, "often", "slow", at=4, seed=12, steps=8)
+    prompt["calibration"]["inputs"]["save_every"] = 1
+    queued = server.client.submit(prompt)
+    path = server.output / "hswq_stats" / "often.pt"
+    _wait_for(path.exists)
+    assert 1 <= load_session(path).calls < 8
+    server.client.wait(queued).check()
+    assert calls(server, "often") == 8
+
+
+def test_the_node_says_what_it_recorded(server, models):
+    with server.client.listen() as heard:
+        server.client.run(calibrated(models, "says", seed=13)).check()
+        _wait_for(lambda: any("says: Flux, 26 layers, 2 calls, 1 images" in text for text in heard.progress_text()))
+
+
+def test_the_shipped_workflow_calibrates_with_its_converter_bypassed(server):
+    prompt = flow.calibration(flow.prepare(server, "flux", flow.CALIBRATE, seed=14, session="bypassed"))
+    server.client.run(prompt).check()
+    assert calls(server, "bypassed") == STEPS
+
+
+def _wait_for(condition, seconds: float = 60.0) -> None:
+    import time
+
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)

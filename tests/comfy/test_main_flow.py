@@ -1,0 +1,201 @@
+"""The shipped workflows in a real ComfyUI: calibrate, convert to each format, open, draw."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hswq.hswq_core import FLOAT8_E4M3FN, FileSource, Session, load_session
+from PIL import Image
+from rig import flow, graph, tiny
+from rig.client import Prompt
+from rig.server import ComfyServer
+
+pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+
+FORMATS = ("v1", "v2", "comfy")
+FAMILIES = ["flux", "sd15", "sdxl", pytest.param("zimage", marks=pytest.mark.slow)]
+NAMES = {"flux": "Flux", "sd15": "SD1.5", "sdxl": "SDXL", "zimage": "Z-Image"}
+STEPS = 2
+
+
+@dataclass
+class Run:
+    """One family, calibrated over two queue items and converted when first asked."""
+
+    server: ComfyServer
+    family: str
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.session_name = f"main_{self.family}"
+        for seed in (1, 2):
+            self.server.client.run(flow.calibration(self.workflow(seed))).check()
+
+    def workflow(self, seed: int = 0) -> Prompt:
+        settings = {"steps": STEPS, "seed": seed, "session": self.session_name}
+        return flow.prepare(self.server, self.family, flow.CALIBRATE, **settings)
+
+    @cached_property
+    def session(self) -> Session:
+        return load_session(self.server.output / "hswq_stats" / f"{self.session_name}.pt")
+
+    def file(self, name: str) -> Path:
+        if name not in self.files:
+            before = set(self.server.output.rglob("*.safetensors"))
+            self.server.client.run(flow.conversion(self.server, self.workflow(), format=name)).check()
+            (self.files[name],) = set(self.server.output.rglob("*.safetensors")) - before
+        return self.files[name]
+
+    def load(self, name: str, *, stock: bool) -> Prompt:
+        load = flow.prepare(self.server, self.family, flow.LOAD, steps=STEPS, seed=7)
+        return flow.opening(load, self.file(name).name, self.file(name).parent.name, stock=stock)
+
+    def original(self) -> Prompt:
+        load = flow.prepare(self.server, self.family, flow.LOAD, steps=STEPS, seed=7)
+        family = flow.FAMILIES[self.family]
+        return flow.opening(load, f"{family.kind}.safetensors", family.folder, stock=True)
+
+    def draw(self, prompt: Prompt) -> np.ndarray:
+        (image,) = self.server.client.run(prompt).check().images()
+        pixels = Image.open(io.BytesIO(self.server.client.view(image))).convert("RGB")
+        return np.asarray(pixels).astype(float)
+
+
+@pytest.fixture(scope="module")
+def runs(server):
+    made: dict[str, Run] = {}
+
+    def get(family: str) -> Run:
+        if family not in made:
+            made[family] = Run(server, family)
+        return made[family]
+
+    return get
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_is_seen_in_every_call(runs, family):
+    run = runs(family)
+    source = tiny.layer_shapes(tiny.make(flow.FAMILIES[family].kind))
+    session = run.session
+    assert session.family == NAMES[family]
+    # cfg 7 of the UNets asks for two predictions a step, in one call when prompts are of one length
+    assert session.calls >= 2 * STEPS
+    assert {name for name, stats in session.layers.items()} <= set(source)
+    # the only matrices of these files that are no layers: none
+    assert set(source) - set(session.layers) == set()
+    assert {(s.in_calls, s.out_calls) for s in session.layers.values()} == {(session.calls, session.calls)}
+    assert session.images == 2
+    assert session.steps == {STEPS: 2}
+    assert all(float(s.importance.sum()) > 0 and s.input_amax > 0 for s in session.layers.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_draws_almost_the_same_picture(runs, family, name):
+    run = runs(family)
+    reference = run.draw(run.original())
+    openers = {"v1": (True, False), "v2": (False,), "comfy": (True, False)}[name]
+    before = len(run.server.log())
+    for stock in openers:
+        drawn = run.draw(run.load(name, stock=stock))
+        assert drawn.std() > 5, "a NaN picture comes out black"
+        error = np.sqrt(np.square(drawn - reference).mean())
+        # FP8 weights of a random model move pixels by a few levels; a lost scale gives noise (over 40).
+        assert error < 16
+    log = run.server.log()[before:]
+    assert "unet missing" not in log
+    assert "unet unexpected" not in log
+    assert "left over keys" not in log
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_header_and_accounting(runs, family):
+    run = runs(family)
+    layers = len(run.session.layers)
+    for name in FORMATS:
+        file = FileSource(run.file(name))
+        header = json.loads(file.metadata["hswq"])
+        assert sum(header["counts"].values()) == layers
+        float8 = sum(info.dtype == FLOAT8_E4M3FN.dtype for info in file.entries.values())
+        assert header["counts"]["quantize"] == float8
+        assert header["format"] == name
+        assert header["session"]["calls"] == run.session.calls
+        assert run.file(name).name.endswith(f"_hswq_r{run.session.calls}_0.25_{name}.safetensors")
+
+
+def test_a_whole_checkpoint_keeps_text_encoder_and_vae_bit_by_bit(runs):
+    run = runs("sd15")
+    source = FileSource(tiny.make("sd15-small"))
+    for name in FORMATS:
+        file = FileSource(run.file(name))
+        assert run.file(name).parent.name == "checkpoints"
+        others = [key for key in source.entries if not key.startswith("model.diffusion_model.")]
+        assert others
+        assert [key for key in file.entries if key in others] == others
+        assert all(torch.equal(file.read(key), source.read(key)) for key in others)
+
+
+def test_sdxl_alone_goes_where_diffusion_models_are(runs):
+    assert runs("sdxl").file("comfy").parent.name == "diffusion_models"
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "stock"),
+    [
+        ("flux", "v1", True),
+        ("flux", "v1", False),
+        ("flux", "v2", False),
+        ("flux", "comfy", True),
+        ("sd15", "v2", False),
+    ],
+)
+def test_a_lora_changes_the_picture_of_a_file_as_it_changes_the_original(runs, models, family, name, stock):
+    run = runs(family)
+    lora = models.lora(flow.FAMILIES[family].kind)
+    plain = run.load(name, stock=stock)
+    loader = next(k for k, e in plain.items() if e["class_type"] in {**flow.STOCK, **dict.fromkeys(flow.FILE_INPUT)})
+    drawn, with_lora = run.draw(plain), run.draw(_lora(plain, loader, lora))
+    reference = run.draw(_lora(run.original(), loader, lora))
+    effect = np.abs(with_lora - drawn).mean()
+    assert effect > 2
+    # closer to the original with the LoRA than the LoRA's own effect: it is the same LoRA's effect
+    assert np.abs(with_lora - reference).mean() < effect / 2
+
+
+def _lora(prompt: Prompt, loader: str, name: str) -> Prompt:
+    from rig import prompts
+
+    entry = prompts.node("LoraLoaderModelOnly", model=[loader, 0], lora_name=name, strength_model=1.0)
+    return prompts.insert(prompt, "lora", entry, after=loader)
+
+
+def test_one_run_of_the_shipped_workflow_calibrates_and_converts(server):
+    prompt = flow.prepare(server, "flux", flow.CALIBRATE, session="one_run", seed=3)
+    result = server.client.run(prompt).check()
+    report = result.text()[-1]
+    session = load_session(server.output / "hswq_stats" / "one_run.pt")
+    assert session.calls == 2
+    assert f"session of {session.calls} calls" in report
+    assert "= 26 layers" in report
+
+
+def test_converting_again_follows_the_grown_session(server):
+    settings = {"session": "grown", "steps": 2}
+    workflow = flow.prepare(server, "flux", flow.CALIBRATE, **settings)
+    converter = graph.find(workflow, "HSWQConverter")
+    server.client.run(flow.calibration(workflow)).check()
+    convert = flow.conversion(server, workflow)
+    assert converter not in server.client.run(convert).check().cached
+    assert converter in server.client.run(convert).check().cached
+    server.client.run(flow.calibration(flow.prepare(server, "flux", flow.CALIBRATE, seed=9, **settings))).check()
+    again = server.client.run(convert).check()
+    assert converter not in again.cached
+    assert "session of 4 calls" in again.text()[-1]

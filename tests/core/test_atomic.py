@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hswq.hswq_core import FileError, atomic
+from hswq.hswq_core.atomic import atomic_file, require_writable
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_under_its_name(tmp_path):
+    path = tmp_path / "new" / "folder" / "model.safetensors"
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    assert names(path.parent) == ["model.safetensors"]
+
+
+def test_the_temporary_name_is_beside_the_file_and_no_loader_lists_it(tmp_path):
+    with atomic_file(tmp_path / "model.safetensors") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".tmp"
+
+
+def test_an_existing_file_is_replaced(tmp_path):
+    path = tmp_path / "session.pt"
+    path.write_bytes(b"old")
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit, BaseException])
+def test_a_failure_or_interrupt_leaves_the_old_file_and_nothing_else(failure, tmp_path):
+    path = tmp_path / "session.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(failure), atomic_file(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise failure
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["session.pt"]
+
+
+def test_a_full_disk_is_a_file_error_and_leaves_the_old_file(tmp_path, monkeypatch):
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "session.pt"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(FileError, match=r"No space left on device.*session\.pt"), atomic_file(path) as temporary:
+        temporary.write_bytes(b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["session.pt"]
+
+
+def test_data_reaches_the_disk_before_the_name_does(tmp_path, monkeypatch):
+    path, synced_before_rename = tmp_path / "model.safetensors", []
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            synced_before_rename.append(not path.exists())
+
+    monkeypatch.setattr(atomic.os, "fsync", fsync)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"whole")
+    assert synced_before_rename == [True]
+
+
+def test_a_folder_that_is_a_file_is_a_file_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="model"), atomic_file(tmp_path / "file" / "model"):
+        pass
+    with pytest.raises(FileError):
+        require_writable(tmp_path / "file")
+
+
+def test_a_name_taken_by_a_folder_is_a_file_error(tmp_path):
+    (tmp_path / "model" / "inside").mkdir(parents=True)
+    with pytest.raises(FileError, match="model"), atomic_file(tmp_path / "model"):
+        pass
+    assert names(tmp_path) == ["model"]
+
+
+def test_require_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    require_writable(folder)
+    assert names(folder) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_the_file_has_the_permissions_of_any_new_file(tmp_path):
+    ordinary, path = tmp_path / "ordinary", tmp_path / "model"
+    ordinary.touch()
+    with atomic_file(path):
+        pass
+    assert path.stat().st_mode == ordinary.stat().st_mode

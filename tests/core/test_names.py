@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pytest
+from hswq.hswq_core import SettingError
+from hswq.hswq_core.names import MAX_LENGTH, check_name, describe, output_path, session_path
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+HOSTILE = [
+    "",
+    " ",
+    ".",
+    "..",
+    "../evil",
+    "..\\evil",
+    "a/b",
+    "a\\b",
+    "/etc/passwd",
+    "C:\\Windows\\evil",
+    "C:evil",
+    "\\\\server\\share\\evil",
+    "//server/share/evil",
+    "nul\x00byte",
+    "new\nline",
+    "escape\x1b[2J",
+    "delete\x7f",
+    "x" * 10_000,
+    "x" * (MAX_LENGTH + 1),
+    ".hidden",
+    "trailing.",
+    "trailing ",
+    " leading",
+    "right\u202eto-left",
+    "zero\u200bwidth",
+    "joiner\u200d",
+    "bom\ufeff",
+    "no-break\u00a0space",
+    "lone\ud800surrogate",
+    "star*",
+    "question?",
+    'quote"',
+    "pipe|",
+    "<angle>",
+    "CON",
+    "con",
+    "nul",
+    "Aux.txt",
+    "prn.tar.gz",
+    "COM1",
+    "lpt9.pt",
+    "com\u00b9",  # Windows reserves the superscript digits too
+    "LPT\u00b3.log",
+    "CONIN$",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_a_hostile_session_name_is_refused(name, tmp_path):
+    with pytest.raises(SettingError, match="Session name"):
+        session_path(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name not in ("", "a/b", "a\\b")], ids=ascii)
+def test_a_hostile_prefix_is_refused_whole_as_folder_and_as_last_part(name, tmp_path):
+    for prefix in (name, f"{name}/x", f"x/{name}"):
+        with pytest.raises(SettingError, match="filename_prefix"):
+            output_path(tmp_path, prefix, "stem")
+
+
+@pytest.mark.parametrize("prefix", ["a//b", "/a", "a/", "a/../b", "a/./b", "a\\..\\..\\b"])
+def test_a_prefix_with_an_empty_or_dotted_part_is_refused(prefix, tmp_path):
+    with pytest.raises(SettingError):
+        output_path(tmp_path, prefix, "stem")
+
+
+@pytest.mark.parametrize("name", ["session_01", "v1.5", "my model (2)", "x" * MAX_LENGTH, "común", "モデル", "console"])
+def test_a_plain_name_is_kept_as_it_is(name):
+    assert check_name(name, "Session name") == name
+
+
+# What remains of a file name's 255 bytes beside the suffix of the temporary file.
+ROOM = 255 - len(".12345678.tmp")
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "モ", "🙂"])
+def test_every_accepted_session_name_fits_into_a_file_name(letter, tmp_path):
+    """File systems count bytes, not characters."""
+    for length in range(1, MAX_LENGTH + 1):
+        try:
+            path = session_path(tmp_path, letter * length)
+        except SettingError:
+            assert length > 40
+            return
+        assert len(path.name.encode()) <= ROOM
+    assert letter in "xé"
+
+
+def test_an_output_name_that_no_file_system_takes_is_refused_before_the_work(tmp_path):
+    fits = ROOM - len(".safetensors")
+    assert len(output_path(tmp_path, "", "x" * fits).name) == ROOM
+    with pytest.raises(SettingError, match="243 bytes"):
+        output_path(tmp_path, "", "x" * (fits + 1))
+    with pytest.raises(SettingError, match="bytes"):
+        output_path(tmp_path, "p" * MAX_LENGTH, "モ" * 50)
+
+
+def test_the_message_shows_the_start_of_a_long_name_only():
+    with pytest.raises(SettingError) as error:
+        check_name("x" * 10_000, "Session name")
+    assert len(str(error.value)) < 500
+
+
+def test_session_path(tmp_path):
+    assert session_path(tmp_path, "session_01") == tmp_path / "session_01.pt"
+    assert session_path(tmp_path, "v1.5") == tmp_path / "v1.5.pt"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("", "model_hswq_r40_0.25_v2.safetensors"),
+        ("mine", "mine_model_hswq_r40_0.25_v2.safetensors"),
+        ("v1.5", "v1.5_model_hswq_r40_0.25_v2.safetensors"),
+        ("sdxl/mine", "sdxl/mine_model_hswq_r40_0.25_v2.safetensors"),
+        ("a\\b\\mine", "a/b/mine_model_hswq_r40_0.25_v2.safetensors"),
+    ],
+)
+def test_output_path(prefix, expected, tmp_path):
+    stem = f"model_{describe(40, '0.25', 'v2')}"
+    assert output_path(tmp_path, prefix, stem) == tmp_path / expected
+
+
+def test_output_path_never_names_an_existing_file(tmp_path):
+    for name in ("stem.safetensors", "stem_2.safetensors", "stem_4.safetensors"):
+        (tmp_path / name).touch()
+    assert output_path(tmp_path, "", "stem") == tmp_path / "stem_3.safetensors"
+
+
+@given(st.text(max_size=120), st.text(max_size=120))
+@settings(max_examples=400, deadline=None, derandomize=True)
+def test_no_text_leaves_the_folder(tmp_path_factory, session, prefix):
+    folder = tmp_path_factory.getbasetemp() / "output"
+    try:
+        path = session_path(folder, session)
+    except SettingError:
+        pass
+    else:
+        assert path.parent == folder
+        assert path.resolve() == folder.resolve() / path.name
+    try:
+        path = output_path(folder, prefix, "stem")
+    except SettingError:
+        return
+    assert ".." not in path.parts
+    assert path.resolve().is_relative_to(folder.resolve())
