@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -38,6 +39,7 @@ DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+METADATA_KEY = "__metadata__"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
@@ -112,7 +114,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
             expected="a readable .safetensors file",
             remedy="Download or convert the file again; .ckpt and .pt files must be converted to .safetensors first.",
         ) from error
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop(METADATA_KEY, {})
     ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
     return metadata, {key: _info(path, key, record) for key, record in ordered}
 
@@ -141,10 +143,10 @@ def source_hash(source: TensorSource) -> str:
 
 def build_header(tensors: Iterable[OutputTensor], metadata: Mapping[str, str]) -> bytes:
     """Length and JSON header of a file that holds ``tensors`` back to back in this order."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {METADATA_KEY: dict(metadata)} if metadata else {}
     offset = 0
     for tensor in tensors:
-        if tensor.key in header:
+        if tensor.key in header or tensor.key == METADATA_KEY:
             raise FileError("Output file", got=f"{tensor.key} twice", expected="every key once", remedy="Report this.")
         end = offset + tensor.info.nbytes
         header[tensor.key] = {
@@ -194,12 +196,28 @@ def write_checkpoint(
                 file.write(_bytes(tensor))
                 done += tensor.info.nbytes
         if check is not None:
-            check(temporary)
+            with _reading(f"File {path.name}, written and read again"):
+                check(temporary)
         return temporary.stat().st_size
 
 
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """An OSError inside is one of reading: the writer around would take it for a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(
+            what,
+            got=f"{type(error).__name__}: {error}",
+            expected="to be able to read it",
+            remedy="Check the drive it is on, then convert again.",
+        ) from error
+
+
 def _bytes(tensor: OutputTensor) -> memoryview:
-    data = tensor.produce().detach().to("cpu").contiguous()
+    with _reading(f"Source of tensor {tensor.key}"):
+        data = tensor.produce().detach().to("cpu").contiguous()
     if data.dtype != tensor.info.dtype or tuple(data.shape) != tensor.info.shape:
         raise FileError(
             f"Output tensor {tensor.key}",

@@ -62,8 +62,10 @@ def _outputs(
         yield from _quantized(source, key, info, layer, plan)
         return
     # A float32 source's kept layers become FP16; everything that is no layer survives as it is.
-    dtype = torch.float16 if layer is not None and info.dtype == torch.float32 else info.dtype
-    yield OutputTensor(key, TensorInfo(dtype, info.shape), lambda: source.read(key).to(dtype))
+    if layer is not None and info.dtype == torch.float32:
+        yield OutputTensor(key, TensorInfo(torch.float16, info.shape), lambda: _half(source.read(key), layer.name))
+    else:
+        yield OutputTensor(key, info, lambda: source.read(key))
 
 
 def _quantized(
@@ -80,6 +82,18 @@ def _quantized(
     for suffix, tensor in row.extra_tensors(grid, scale).items():
         described = TensorInfo(tensor.dtype, tuple(tensor.shape))
         yield OutputTensor(stem + suffix, described, partial(_same, tensor))
+
+
+def _half(w: torch.Tensor, name: str) -> torch.Tensor:
+    half = w.to(torch.float16)
+    if not bool(half.isfinite().all()):
+        raise LayerError(
+            f"Layer {name}, weight",
+            got="NaN, or values beyond float16's 65504",
+            expected="a weight that float16 can hold, since this layer is kept in 16 bits",
+            remedy="Convert a bfloat16 copy of the model.",
+        )
+    return half
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+# Weights worked on at a time on the CPU: what is made of them stays in its cache, which is four times as fast as
+# whole layers (measured on 13 million weights; 2^17 to 2^20 are alike).
+PIECE = 2**18
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -53,11 +57,17 @@ class Grid:
         Returns:
             (codes in the shape of ``w``, scale float32 [] or None).
         """
+        scale = self.scale(amax).to(w.device) if scaled else None
+        if w.device.type != "cpu" or w.numel() <= PIECE:
+            return self._codes(w, amax, scale), scale
+        codes = torch.empty(w.shape, dtype=self.dtype)
+        for into, piece in zip(codes.flatten().split(PIECE), w.flatten().split(PIECE), strict=True):
+            into.copy_(self._codes(piece, amax, scale))
+        return codes, scale
+
+    def _codes(self, w: torch.Tensor, amax: float, scale: torch.Tensor | None) -> torch.Tensor:
         w = w.to(torch.float32)
-        if not scaled:
-            return self.cast(w.clamp(-amax, amax)), None
-        scale = self.scale(amax).to(w.device)
-        return self.cast(w / scale), scale
+        return self.cast(w.clamp(-amax, amax) if scale is None else w / scale)
 
     def dequantize(
         self, codes: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype = torch.float32

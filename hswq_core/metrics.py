@@ -26,12 +26,11 @@ def error_to_db(relative: float) -> float:
     return math.inf if relative == 0.0 else -20.0 * math.log10(relative)
 
 
-def weighted_mse(reference: torch.Tensor, approximation: torch.Tensor, importance: torch.Tensor | None) -> float:
-    """Σ I·(x̂−x)² / Σ I, summed in float64; ``importance`` broadcasts over ``reference`` (None: uniform)."""
+def weighted_square_sum(
+    reference: torch.Tensor, approximation: torch.Tensor, importance: torch.Tensor | None
+) -> torch.Tensor:
+    """Σ I·(x̂−x)² as float64 []; ``importance`` broadcasts over ``reference`` (None: 1 everywhere)."""
     squared = (approximation.to(torch.float32) - reference.to(torch.float32)).square_()
-    if importance is None:
-        return squared.mean(dtype=torch.float64).item()
-    repeats = squared.numel() // importance.numel()
-    total = importance.sum(dtype=torch.float64).item() * repeats
-    error = squared.mul_(importance).sum(dtype=torch.float64).item()
-    return error / total if total > 0 else 0.0
+    if importance is not None:
+        squared.mul_(importance)
+    return squared.sum(dtype=torch.float64)

@@ -16,7 +16,7 @@ import torch
 from .errors import SessionError
 from .fingerprint import Fingerprint
 from .observer import LayerStats
-from .session import Session, damaged, read_pt
+from .session import Session, damaged, read_pt, require_sound
 
 PREDECESSOR_TYPE = "hswq_dual_monitor_v2"
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -42,7 +42,10 @@ def import_predecessor(path: Path, layers: Mapping[str, LayerStats], fingerprint
     """
     if not is_predecessor(path):
         raise damaged(path, "no file of the predecessor")
-    records = {_strip(name): record for name, record in read_pt(path)["layers"].items()}
+    theirs = read_pt(path).get("layers")
+    if not isinstance(theirs, dict):
+        raise damaged(path, "no layers")
+    records = {_strip(str(name)): record for name, record in theirs.items()}
     unknown = sorted(set(records) - set(layers))
     if unknown:
         raise SessionError(
@@ -83,7 +86,8 @@ def _stats(path: Path, name: str, record: Mapping[str, Any], like: LayerStats) -
             mean_sum=torch.zeros_like(importance),
             input_amax=0.0,
         )
-    except (KeyError, TypeError, ValueError) as error:
+        require_sound(stats)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise damaged(path, f"layer {name}: {type(error).__name__}: {error}") from error
     if importance.shape != like.abs_sum.shape:
         raise SessionError(
@@ -92,6 +96,4 @@ def _stats(path: Path, name: str, record: Mapping[str, Any], like: LayerStats) -
             expected=tuple(like.abs_sum.shape),
             remedy="Connect the model these statistics were made with.",
         )
-    if not stats.is_finite():
-        raise damaged(path, f"layer {name}: non-finite sums")
     return stats

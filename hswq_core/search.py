@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from .grid import Grid
-from .metrics import weighted_mse
+from .grid import PIECE, Grid
+from .metrics import weighted_square_sum
 
 BINS = 4096
 CANDIDATES = 200
@@ -58,12 +59,13 @@ def weighted_histogram(w: torch.Tensor, importance: torch.Tensor | None, bins: i
         w: weight of any shape and floating dtype, not all zero.
         importance: broadcastable over ``w``, or None for uniform.
     """
-    magnitude = w.abs().to(torch.float32)
-    top = magnitude.max().item()
-    # Divided first: bins / max overflows float32 for a layer of denormal weights.
-    index = (magnitude / top * bins).to(torch.int32).clamp_(max=bins - 1).flatten()
-    weight = None if importance is None else importance.to(torch.float64).expand_as(w).flatten()
-    mass = torch.bincount(index, weights=weight, minlength=bins).to(torch.float64)
+    top = largest(w)
+    mass = torch.zeros(bins, dtype=torch.float64, device=w.device)
+    for piece, weight in _pieces(w, importance):
+        # Divided first: bins / max overflows float32 for a layer of denormal weights.
+        index = piece.abs().div_(top).mul_(bins).to(torch.int32).clamp_(max=bins - 1).flatten()
+        each = None if weight is None else weight.to(torch.float64).expand_as(piece).flatten()
+        mass += torch.bincount(index, weights=each, minlength=bins)
     centers = (torch.arange(bins, dtype=torch.float64, device=w.device) + 0.5) * (top / bins)
     return Histogram(centers, mass, top)
 
@@ -120,11 +122,44 @@ def search_amax(w: torch.Tensor, importance: torch.Tensor | None, grid: Grid, *,
         importance: broadcastable over ``w`` or None.
         scaled: whether the grid moves with amax (V2, comfy Linear) or not (V1).
     """
-    w = w.to(torch.float32)
-    top = w.abs().max().item() if w.numel() else 0.0
-    if top == 0.0:
+    if not w.numel() or largest(w) == 0.0:
         return Clip(0.0, 0.0, 0.0)
-    found = search_histogram(weighted_histogram(w, importance), grid, scaled=scaled)
-    at_max = weighted_mse(w, grid.fake_quantize(w, top, scaled=scaled), importance)
-    at_found = weighted_mse(w, grid.fake_quantize(w, found, scaled=scaled), importance)
-    return Clip(found, at_found, at_max) if at_found <= at_max else Clip(top, at_max, at_max)
+    hist = weighted_histogram(w, importance)
+    found = search_histogram(hist, grid, scaled=scaled)
+    at_max, at_found = clip_errors(w, importance, (hist.max, found), grid, scaled=scaled)
+    return Clip(found, at_found, at_max) if at_found <= at_max else Clip(hist.max, at_max, at_max)
+
+
+def largest(w: torch.Tensor) -> float:
+    """max|w| without a copy of ``w``; NaN if there is one."""
+    low, high = torch.aminmax(w)
+    return max(-low.item(), high.item())
+
+
+def clip_errors(
+    w: torch.Tensor, importance: torch.Tensor | None, limits: Sequence[float], grid: Grid, *, scaled: bool
+) -> list[float]:
+    """Σ I·(q(w)−w)² / Σ I of the tensor itself at each clip limit; 0 without importance anywhere."""
+    errors = torch.zeros(len(limits), dtype=torch.float64, device=w.device)
+    total = torch.zeros((), dtype=torch.float64, device=w.device)
+    for piece, weight in _pieces(w, importance):
+        for i, limit in enumerate(limits):
+            errors[i] += weighted_square_sum(piece, grid.fake_quantize(piece, limit, scaled=scaled), weight)
+        share = torch.ones(1, device=w.device) if weight is None else weight
+        total += share.sum(dtype=torch.float64) * (piece.numel() / share.numel())
+    mean: list[float] = torch.where(total > 0, errors / total, torch.zeros_like(errors)).tolist()
+    return mean
+
+
+def _pieces(w: torch.Tensor, importance: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """(float32 rows of ``w``, importance that broadcasts over them), in order; one piece on a GPU."""
+    rows = len(w) if w.device.type != "cpu" else max(1, PIECE // w[0].numel())
+    if importance is not None:
+        own = len(importance) if importance.dim() == w.dim() else 1
+        # Laid out like one row, or like all rows if they differ (grouped convolutions): broadcasting is slow.
+        importance = importance.expand(own, *w.shape[1:]).contiguous()
+    for start in range(0, len(w), rows):
+        weight = importance
+        if weight is not None and len(weight) > 1:
+            weight = weight[start : start + rows]
+        yield w[start : start + rows].to(torch.float32), weight

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import struct
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 
 from .atomic import atomic_file
 from .errors import SessionError
-from .fingerprint import Fingerprint, layout_hash
+from .fingerprint import SAMPLES_PER_LAYER, Fingerprint, layout_hash
 from .observer import LAYER_KINDS, LayerStats
 
 SESSION_TYPE = "hswq_session"
@@ -30,6 +31,21 @@ SESSION_VERSION = 1
 MAX_LAYERS = 100_000
 MAX_CHANNELS = 1_000_000
 RECALIBRATE = "Calibrate again under a new session name."
+# What torch's unpickler raises on damaged files, found by damaging some: it trusts its input in many places.
+_UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 
 
 @dataclass
@@ -118,7 +134,7 @@ def read_pt(path: Path) -> dict[str, Any]:
         )
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise SessionError(
             f"Session file {path.name}",
             got=f"an unreadable file ({type(error).__name__})",
@@ -148,7 +164,7 @@ def load_session(path: Path) -> Session:
         )
     try:
         return _session(data["meta"], data["layers"], path)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
 
 
@@ -167,11 +183,10 @@ def _session(meta: dict[str, Any], records: dict[str, Any], path: Path) -> Sessi
     if layout != meta["layout"]:
         raise damaged(path, "layers that do not match its fingerprint")
     weights = meta["weights"].to(torch.float32)
-    if not bool(weights.isfinite().all()):
-        raise damaged(path, "non-finite weights in its fingerprint")
-    counts = [int(meta["calls"]), int(meta["images"]), *map(int, meta["steps"].values())]
-    if min(counts) < 0 or not all(stats.is_finite() for stats in layers.values()):
-        raise damaged(path, "negative counts or non-finite sums")
+    if weights.shape != (len(layers) * SAMPLES_PER_LAYER,) or not bool(weights.isfinite().all()):
+        raise damaged(path, "missing or non-finite weights in its fingerprint")
+    if min(int(meta["calls"]), int(meta["images"]), *map(int, meta["steps"]), *map(int, meta["steps"].values())) < 0:
+        raise damaged(path, "negative counts")
     return Session(
         family=str(meta["family"]),
         fingerprint=Fingerprint(layout, weights),
@@ -196,11 +211,10 @@ def _layer_stats(record: dict[str, Any]) -> LayerStats:
     channels = vectors["abs_sum"].numel()
     if len(shape) != LAYER_KINDS[kind] or min(shape) < 1 or not 0 < channels <= MAX_CHANNELS:
         raise ValueError(f"{kind} of shape {shape} with {channels} channels")
-    if channels % shape[1] or any(v.shape != (channels,) for v in vectors.values()):
-        raise ValueError(f"{channels} channels for a weight of shape {shape}")
-    if int(record["in_calls"]) < 0 or int(record["out_calls"]) < 0 or bool((vectors["abs_sum"] < 0).any()):
-        raise ValueError("negative counts or sums")
-    return LayerStats(
+    groups, rest = divmod(channels, shape[1])
+    if rest or (kind == "Linear" and groups != 1) or any(v.shape != (channels,) for v in vectors.values()):
+        raise ValueError(f"{channels} channels for a {kind} weight of shape {shape}")
+    stats = LayerStats(
         kind=kind,
         shape=shape,
         in_calls=int(record["in_calls"]),
@@ -211,3 +225,14 @@ def _layer_stats(record: dict[str, Any]) -> LayerStats:
         mean_sum=vectors["mean_sum"],
         input_amax=float(record["input_amax"]),
     )
+    require_sound(stats)
+    return stats
+
+
+def require_sound(stats: LayerStats) -> None:
+    """Raise ValueError for sums that no calibration can have made."""
+    if not stats.is_finite():
+        raise ValueError("non-finite sums")
+    numbers = (stats.in_calls, stats.out_calls, stats.out_sq_sum, stats.input_amax)
+    if min(numbers) < 0 or bool((stats.abs_sum < 0).any()):
+        raise ValueError("negative counts or sums")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ from .store import open_session, path_of
 from .verify import verify_file
 
 log = logging.getLogger(__name__)
+
+# float32 weight, its absolute values, bin numbers, importance (8 bytes), codes, error: counted in the code.
+SEARCH_BYTES_PER_WEIGHT = 32
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def convert_model(model: Any, clip: Any, vae: Any, request: Request, progress: P
     plan = plan_hswq(
         layers,
         session,
-        _reader(source),
+        _reader(source, layers),
         family=family_named(session.family),
         file_format=file_format,
         keep_ratio=request.keep_ratio,
@@ -78,9 +82,12 @@ def convert_model(model: Any, clip: Any, vae: Any, request: Request, progress: P
     return _write(target, source, plan, session, progress)
 
 
-def _reader(source: ModelSource) -> Callable[[Layer], torch.Tensor]:
-    """Weights on the GPU, if there is one: the search is faster there, one layer always fits."""
+def _reader(source: ModelSource, layers: list[Layer]) -> Callable[[Layer], torch.Tensor]:
+    """Weights on the GPU, if there is one, with room made for the search on the largest layer."""
     device = comfy.model_management.get_torch_device()
+    if device.type != "cpu":
+        largest = max((math.prod(layer.shape) for layer in layers), default=0)
+        comfy.model_management.free_memory(largest * SEARCH_BYTES_PER_WEIGHT, device)
     return lambda layer: source.read(f"{source.prefix}{layer.name}.weight").to(device)
 
 

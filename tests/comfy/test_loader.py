@@ -63,8 +63,11 @@ def expected_weight(path, name: str) -> torch.Tensor:
     return FLOAT8_E4M3FN.dequantize(file.read(f"{stem}weight"), scale)
 
 
-@pytest.mark.parametrize("kind", ["flux-tiny", "sd15-small"])
-@pytest.mark.parametrize("name", ["v1", "v2", "comfy"])
+EVERY_FORMAT = [(kind, name) for kind in ("flux-tiny", "sd15-small") for name in ("v1", "v2", "comfy")]
+BIG = [("sdxl-small", "v2"), pytest.param("zimage", "v2", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY_FORMAT + BIG)
 def test_weights_are_bit_equal_to_cores_and_stay_fp8(comfy, converted, kind, name):
     path, plan = converted(comfy, kind, name)
     layers = modules(opened(path))
@@ -215,3 +218,24 @@ class TestKeys:
 def test_a_file_without_fp8_is_refused(comfy):
     with pytest.raises(FileError, match="ComfyUI's own loader"):
         opened(tiny.make("flux-tiny"))
+
+
+def test_statistics_of_the_predecessor_convert_and_go_on_growing(comfy, tmp_path):
+    import folder_paths
+    from hswq.hswq_core import load_session
+    from hswq.loader.calibrate import calibrated
+    from hswq.loader.convert import Request, convert_model
+    from hswq.loader.store import path_of
+
+    folder_paths.set_output_directory(str(tmp_path))
+    model = comfy.load_model(tiny.make("flux-tiny"))
+    layers = {}
+    for name, module in modules(model).items():
+        record = {"output_sum": 1.0, "output_sq_sum": 2.0, "out_count": 4, "in_count": 4}
+        layers[name] = {**record, "input_imp_sum": torch.ones(module.in_features, dtype=torch.float64)}
+    path_of("theirs").parent.mkdir()
+    torch.save({"meta": {"type": "hswq_dual_monitor_v2"}, "layers": layers}, path_of("theirs"))
+    done, _ = convert_model(model, None, None, Request("theirs", "v2", 0.25, ""), lambda *_: None)
+    assert "_r4_" in done.path.name
+    comfy.sample(calibrated(model, path_of("theirs"), 50, lambda text: None), steps=2, cfg=1.0)
+    assert load_session(path_of("theirs")).calls == 6

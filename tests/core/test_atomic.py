@@ -40,11 +40,15 @@ def test_an_existing_file_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit, BaseException])
 def test_a_failure_or_interrupt_leaves_the_old_file_and_nothing_else(failure, tmp_path):
+    def write_half() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise failure
+
     path = tmp_path / "session.pt"
     path.write_bytes(b"old")
-    with pytest.raises(failure), atomic_file(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise failure
+    with pytest.raises(failure):
+        write_half()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["session.pt"]
 

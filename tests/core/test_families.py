@@ -111,6 +111,13 @@ def test_every_pattern_matches_a_real_layer_of_its_family(family):
         assert row.source
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_longer_name_is_another_layer(name):
+    for end in ENDS[name]:
+        assert family_named(name).never_reason(f"{end}.proj") is None
+        assert family_named(name).never_reason(f"blocks.{end}") is None
+
+
 def test_the_generic_row_never_keeps_a_layer_by_name():
     everything = {layer for layers in LAYERS.values() for layer in layers}
     assert {GENERIC.never_reason(layer) for layer in everything} == {None}

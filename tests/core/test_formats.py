@@ -20,9 +20,7 @@ def test_another_name_is_an_error_that_lists_them(name):
         format_named(name)
 
 
-@pytest.mark.parametrize(
-    ("name", "linear", "conv"), [("v1", False, False), ("v2", True, True), ("comfy", True, False)]
-)
+@pytest.mark.parametrize(("name", "linear", "conv"), [("v1", False, False), ("v2", True, True), ("comfy", True, False)])
 def test_which_kinds_have_a_scale(name, linear, conv):
     """ComfyUI has no scaled convolution: it would ignore the scale and paint noise."""
     row = format_named(name)

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hswq.hswq_core import FLOAT8_E4M3FN as GRID
+from hswq.hswq_core import grid
 from hswq.hswq_core.metrics import sqnr_db
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 # e4m3fn by its definition: sign, 4 exponent bits with bias 7, 3 mantissa bits, no infinity, 0x7f is NaN.
 POSITIVE = [m * 2.0**-9 if e == 0 else (8 + m) * 2.0 ** (e - 10) for e in range(16) for m in range(8)][:127]
-MIDPOINTS = [(low + high) / 2 for low, high in zip(POSITIVE, POSITIVE[1:], strict=False)]
+MIDPOINTS = [(low + high) / 2 for low, high in pairwise(POSITIVE)]
 EVEN_NEIGHBOURS = [code + code % 2 for code in range(126)]  # between codes k and k + 1: the even one
 
 
@@ -75,7 +77,11 @@ def test_the_extremes_of_a_dtype_never_become_nan(dtype):
         assert GRID.fake_quantize(w, limits.max, scaled=scaled).isfinite().all()
 
 
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.floats(0, allow_infinity=False, width=32), st.booleans())
+@given(
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.floats(0, allow_infinity=False, width=32),
+    st.booleans(),
+)
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_no_finite_weight_and_limit_give_nan(weight, amax, scaled):
     assert GRID.fake_quantize(torch.tensor([weight]), amax, scaled=scaled).isfinite().all()
@@ -141,3 +147,21 @@ def test_fake_quantize_is_dequantized_codes_and_leaves_its_input_alone(scaled):
     expected = GRID.dequantize(*GRID.quantize(w, 2.5, scaled=scaled))
     assert torch.equal(GRID.fake_quantize(w, 2.5, scaled=scaled), expected)
     assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 64, 10**6])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_working_in_pieces_changes_no_code(piece, scaled, monkeypatch):
+    w = torch.randn(5, 9, 3).transpose(0, 1)  # not contiguous
+    monkeypatch.setattr(grid, "PIECE", piece)
+    codes, scale = GRID.quantize(w, 2.5, scaled=scaled)
+    expected = (w / scale if scale is not None else w.clamp(-2.5, 2.5)).clamp(-448, 448).to(torch.float8_e4m3fn)
+    assert codes.shape == w.shape
+    assert torch.equal(codes.to(torch.float32), expected.to(torch.float32))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 4), (1,)])
+def test_scalars_and_empty_weights_keep_their_shape(shape):
+    codes, _ = GRID.quantize(torch.ones(shape), 1.0, scaled=True)
+    assert codes.shape == shape
+    assert (codes.to(torch.float32) == 448.0).all()

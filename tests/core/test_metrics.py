@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hswq.hswq_core.metrics import error_to_db, relative_error, sqnr_db, weighted_mse
+from hswq.hswq_core.metrics import error_to_db, relative_error, sqnr_db, weighted_square_sum
 
 
 def test_relative_error_by_hand():
@@ -46,30 +46,32 @@ def test_norms_do_not_drift_over_many_values():
     assert relative_error(x, torch.full_like(x, 0.74)) == pytest.approx(1.0, rel=1e-6)
 
 
-def test_weighted_mse_by_hand():
-    """Errors 1 and 2 in channels of importance 3 and 1, over two rows: (3·1 + 1·4)·2 / (4·2)."""
+def test_weighted_square_sum_by_hand():
+    """Errors 1 and 2 in channels of importance 3 and 1, over two rows: 2·(3·1 + 1·4)."""
     x = torch.zeros(2, 2)
-    assert weighted_mse(x, torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), torch.tensor([[3.0, 1.0]])) == 1.75
+    total = weighted_square_sum(x, torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), torch.tensor([[3.0, 1.0]]))
+    assert (total.dtype, total.item()) == (torch.float64, 14.0)
 
 
-def test_weighted_mse_over_a_convolution_repeats_the_importance():
-    x = torch.zeros(2, 2, 3, 3)
+def test_weighted_square_sum_over_a_convolution_repeats_the_importance():
     approximation = torch.ones(2, 2, 3, 3)
     approximation[:, 1] = 2.0
-    assert weighted_mse(x, approximation, torch.tensor([3.0, 1.0]).view(1, 2, 1, 1)) == 1.75
+    importance = torch.tensor([3.0, 1.0]).view(1, 2, 1, 1)
+    assert weighted_square_sum(torch.zeros(2, 2, 3, 3), approximation, importance).item() == 9 * 14.0
 
 
-def test_weighted_mse_without_importance_is_the_mean_square():
-    assert weighted_mse(torch.zeros(4), torch.tensor([1.0, 1.0, 3.0, 1.0]), None) == 3.0
+def test_weighted_square_sum_without_importance_is_the_sum_of_squares():
+    assert weighted_square_sum(torch.zeros(4), torch.tensor([1.0, 1.0, 3.0, 1.0]), None).item() == 12.0
 
 
-def test_weighted_mse_with_no_importance_anywhere_is_zero():
-    assert weighted_mse(torch.zeros(2, 2), torch.ones(2, 2), torch.zeros(1, 2)) == 0.0
+def test_weighted_square_sum_does_not_drift_over_many_values():
+    x = torch.full((2**22,), 0.1)
+    assert weighted_square_sum(torch.zeros_like(x), x, None).item() == pytest.approx(2**22 * 0.01, rel=1e-6)
 
 
 def test_inputs_are_left_alone():
     x, y, importance = torch.randn(3, 4), torch.randn(3, 4), torch.rand(1, 4)
     before = x.clone(), y.clone(), importance.clone()
-    weighted_mse(x, y, importance)
+    weighted_square_sum(x, y, importance)
     relative_error(x, y)
     assert all(torch.equal(a, b) for a, b in zip((x, y, importance), before, strict=True))

@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from hswq.hswq_core import FLOAT8_E4M3FN as GRID
-from hswq.hswq_core import search_amax
+from hswq.hswq_core import search, search_amax
 from hswq.hswq_core.importance import importance_over_weight
-from hswq.hswq_core.search import ALLOWED_RANGE, Histogram, histogram_errors, search_histogram, weighted_histogram
+from hswq.hswq_core.search import (
+    ALLOWED_RANGE,
+    Histogram,
+    clip_errors,
+    histogram_errors,
+    search_histogram,
+    weighted_histogram,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,7 +83,7 @@ def test_golden_error_is_within_a_thousandth_of_the_original_in_all_30_cases(gol
     assert len(golden) == 30
     for row in golden:
         ratio = row["ours"] / row["reference_true_weighted_mse"]
-        print(f"{row['seed']} {row['kind']:8} scaled={row['scaled']!s:5} error / original {ratio:.6f}")
+        print(f"{row['seed']} {row['kind']:8} scaled={row['scaled']!s:5} error / original {ratio:.6f}")  # noqa: T201 - shown with -rP
     worse = [row["seed"] for row in golden if row["ours"] > row["reference_true_weighted_mse"] * 1.001]
     assert worse == []
 
@@ -85,7 +92,7 @@ def test_golden_amax_is_within_a_hundredth_of_the_original_in_all_30_cases(golde
     """20 of 30 would do, since the original rounds midpoints down; with ties broken as it does, all 30 agree."""
     ratios = {row["seed"]: row["clip"].amax / row["reference_amax"] for row in golden}
     for seed, ratio in ratios.items():
-        print(f"{seed} amax / original {ratio:.6f}")
+        print(f"{seed} amax / original {ratio:.6f}")  # noqa: T201 - shown with -rP
     assert [seed for seed, ratio in ratios.items() if abs(ratio - 1) > 0.01] == []
 
 
@@ -242,6 +249,39 @@ def test_histogram_sums_do_not_drift():
     share = torch.tensor(0.37).item()
     hist = weighted_histogram(w, torch.full((1, n), share))
     assert hist.mass[0].item() == pytest.approx((n - 1) * share, rel=1e-9)
+
+
+IMPORTANCES = {
+    "none": None,
+    "per channel": torch.rand(1, 6, 1, 1) + 0.1,
+    "as a vector": torch.rand(6, 1, 1) + 0.1,
+    "per group": torch.rand(40, 6, 1, 1) + 0.1,
+    "per weight": torch.rand(40, 6, 3, 3) + 0.1,
+}
+
+
+@pytest.mark.parametrize("piece", [1, 54, 55, 200, 10**6])  # a row has 54 weights
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_working_in_pieces_changes_nothing(importance, piece, monkeypatch):
+    w, spread = torch.randn(40, 6, 3, 3) * 0.02, IMPORTANCES[importance]
+    limits = [0.03, 0.05]
+    monkeypatch.setattr(search, "PIECE", piece)
+    hist = weighted_histogram(w, spread, bins=64)
+    flat = torch.ones(w.shape).double() if spread is None else spread.double().expand(w.shape)
+    bins = (w.abs() / w.abs().max() * 64).long().clamp(max=63)
+    expected = [flat[bins == k].sum().item() for k in range(64)]
+    assert hist.mass.tolist() == pytest.approx(expected, rel=1e-12)
+    for scaled in (True, False):
+        expected = [true_error(w, spread, limit, scaled=scaled) for limit in limits]
+        assert clip_errors(w, spread, limits, GRID, scaled=scaled) == pytest.approx(expected, rel=1e-6)
+
+
+def test_errors_of_a_tensor_by_hand():
+    """Unscaled limits 2 and 0.5 on weights 0.9 and 3: (0.025², 1) and (0.4², 2.5²), weighted 3 to 1."""
+    w, importance = torch.tensor([[0.9, 3.0]]), torch.tensor([[3.0, 1.0]])
+    expected = [(3 * 0.025**2 + 1) / 4, (3 * 0.4**2 + 2.5**2) / 4]
+    assert clip_errors(w, importance, [2.0, 0.5], GRID, scaled=False) == pytest.approx(expected, rel=1e-5)
+    assert clip_errors(w, torch.zeros(1, 2), [2.0, 0.5], GRID, scaled=False) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("scaled", [True, False])

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import copy
-import io
 import math
 import pickle
 import random
+import re
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,11 @@ from hswq.hswq_core import (
     save_session,
     session,
 )
+
+pytestmark = [  # of torch, about the files that are damaged on purpose
+    pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks"),
+]
 
 SHAPES = {"fc": ("Linear", (6, 5), 5), "conv": ("Conv2d", (6, 4, 3, 3), 8)}  # a convolution of two groups
 
@@ -186,7 +193,10 @@ def test_merging_an_empty_part_changes_nothing():
 def test_times_span_both_parts():
     a, b = recorded(range(2)), recorded(range(2))
     a.created, a.updated, b.created, b.updated = 5.0, 6.0, 3.0, 9.0
-    a.merge(b)
+    c = copy.deepcopy(b)
+    b.merge(a)
+    assert (b.created, b.updated) == (3.0, 9.0)
+    a.merge(c)
     assert (a.created, a.updated) == (3.0, 9.0)
 
 
@@ -217,23 +227,10 @@ def test_a_session_of_the_same_weights_in_bfloat16_is_accepted():
 
 def record() -> dict[str, Any]:
     """What a session's file holds."""
-    buffer = io.BytesIO()
-    made = recorded(range(4))
-    with pytest.MonkeyPatch.context() as patch:
-        torch_save = torch.save
-        patch.setattr(session.torch, "save", lambda data, _path: torch_save(data, buffer))
-        patch.setattr(session, "atomic_file", lambda _path: _Null())
-        save_session(made, Path("unused"))
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
-class _Null:
-    def __enter__(self) -> Path:
-        return Path("unused")
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s.pt"
+        save_session(recorded(range(4)), path)
+        return torch.load(path, weights_only=True)
 
 
 def in_layer(**changes: object) -> dict[str, Any]:
@@ -338,42 +335,47 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path):
             load_session(path)
 
 
+def load_or_refuse(path: Path) -> Session | None:
+    """The session, or None if it was refused by name; any other error fails the test."""
+    with contextlib.suppress(SessionError):
+        return load_session(path)
+    with pytest.raises(SessionError, match=re.escape(path.name)):
+        load_session(path)
+    return None
+
+
 def test_random_damage_is_refused_or_harmless_but_never_another_error(tmp_path):
     path, rng = tmp_path / "mine.pt", random.Random(0)
     save_session(recorded(range(3)), path)
-    whole = path.read_bytes()
+    whole, refused = path.read_bytes(), 0
     for _ in range(200):
         damaged = bytearray(whole)
         for _ in range(rng.choice((1, 10, 300))):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         path.write_bytes(damaged)
-        try:
-            loaded = load_session(path)
-        except SessionError as error:
-            assert "mine.pt" in str(error)
-        else:
-            assert all(stats.is_finite() for stats in loaded.layers.values())
+        loaded = load_or_refuse(path)
+        refused += loaded is None
+        assert loaded is None or all(stats.is_finite() for stats in loaded.layers.values())
+    assert refused > 100
 
 
-def test_garbage_in_the_pickle_is_refused(tmp_path):
+def test_garbage_in_the_pickle_is_refused_or_harmless_but_never_another_error(tmp_path):
     """The archive is whole, its pickle is not."""
     path, rng = tmp_path / "mine.pt", random.Random(0)
     save_session(recorded(range(3)), path)
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     (key,) = [name for name in parts if name.endswith("data.pkl")]
-    original = parts[key]
-    for _ in range(200):
-        damaged = bytearray(original)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(parts[key])
         for _ in range(rng.choice((1, 3))):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in {**parts, key: bytes(damaged)}.items():
                 archive.writestr(name, content)
-        try:
-            load_session(path)
-        except SessionError as error:
-            assert "mine.pt" in str(error)
+        refused += load_or_refuse(path) is None
+    assert refused > 100
 
 
 class Attack:
@@ -388,8 +390,8 @@ class Attack:
 
 def test_a_pickle_that_would_execute_code_is_refused_unexecuted(tmp_path):
     path, victim = tmp_path / "mine.pt", tmp_path / "executed"
-    pickle.loads(pickle.dumps(Attack(victim)))
-    victim.rmdir()  # the attack works on an ordinary pickle.load
+    pickle.loads(pickle.dumps(Attack(victim)))  # noqa: S301 - shows that the attack works where pickles are trusted
+    victim.rmdir()
     torch.save({**record(), "extra": Attack(victim)}, path)
     with pytest.raises(SessionError, match=r"mine\.pt"):
         load_session(path)
