@@ -83,8 +83,13 @@ def convert_model(model: Any, clip: Any, vae: Any, request: Request, progress: P
 
 
 def _reader(source: ModelSource, layers: list[Layer]) -> Callable[[Layer], torch.Tensor]:
-    """Weights on the GPU, if there is one, with room made for the search on the largest layer."""
+    """Weights on the GPU, if there is one, with room made for the search on the largest layer.
+
+    Apple's MPS has no float64, which the search sums in: there the CPU searches.
+    """
     device = comfy.model_management.get_torch_device()
+    if device.type == "mps":
+        device = torch.device("cpu")
     if device.type != "cpu":
         largest = max((math.prod(layer.shape) for layer in layers), default=0)
         comfy.model_management.free_memory(largest * SEARCH_BYTES_PER_WEIGHT, device)

@@ -155,6 +155,13 @@ def test_sdxl_alone_goes_where_diffusion_models_are(runs):
         ("flux", "v2", False),
         ("flux", "comfy", True),
         ("sd15", "v2", False),
+        ("sd15", "comfy", True),
+        ("sdxl", "v1", False),
+        ("sdxl", "v2", False),
+        ("sdxl", "comfy", True),
+        pytest.param("zimage", "v1", True, marks=pytest.mark.slow),
+        pytest.param("zimage", "v2", False, marks=pytest.mark.slow),
+        pytest.param("zimage", "comfy", True, marks=pytest.mark.slow),
     ],
 )
 def test_a_lora_changes_the_picture_of_a_file_as_it_changes_the_original(runs, models, family, name, stock):
@@ -162,12 +169,13 @@ def test_a_lora_changes_the_picture_of_a_file_as_it_changes_the_original(runs, m
     lora = models.lora(flow.FAMILIES[family].kind)
     plain = run.load(name, stock=stock)
     loader = next(k for k, e in plain.items() if e["class_type"] in {**flow.STOCK, **dict.fromkeys(flow.FILE_INPUT)})
-    drawn, with_lora = run.draw(plain), run.draw(_lora(plain, loader, lora))
-    reference = run.draw(_lora(run.original(), loader, lora))
-    effect = np.abs(with_lora - drawn).mean()
-    assert effect > 2
-    # closer to the original with the LoRA than the LoRA's own effect: it is the same LoRA's effect
-    assert np.abs(with_lora - reference).mean() < effect / 2
+    effect = run.draw(_lora(plain, loader, lora)) - run.draw(plain)
+    wanted = run.draw(_lora(run.original(), loader, lora)) - run.draw(run.original())
+    assert np.abs(effect).mean() > 2
+    # A lost LoRA has no effect, another one's is orthogonal; in between lies only the noise of FP8, which a random
+    # model at cfg 7 amplifies.
+    cosine = (effect * wanted).sum() / np.sqrt(np.square(effect).sum() * np.square(wanted).sum())
+    assert cosine > 0.5
 
 
 def _lora(prompt: Prompt, loader: str, name: str) -> Prompt:
