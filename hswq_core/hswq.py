@@ -16,7 +16,7 @@ from .importance import importance_over_weight
 from .metrics import sqnr_db
 from .observer import LayerStats
 from .plan import KEEP, QUANTIZE, SKIP, Layer, LayerPlan, Plan, Progress, no_progress
-from .search import search_amax
+from .search import largest, search_amax
 from .session import Session
 
 METHOD = "hswq"
@@ -107,8 +107,7 @@ def quantize_layer(layer: Layer, w: torch.Tensor, stats: LayerStats, file_format
     clip = search_amax(w, importance, grid, scaled=scaled)
     sqnr = sqnr_db(w, grid.fake_quantize(w, clip.amax, scaled=scaled))
     if file_format.may_keep_unscaled and not scaled:
-        top = w.abs().max().item()
-        loss = sqnr_db(w, grid.fake_quantize(w, top, scaled=True)) - sqnr
+        loss = sqnr_db(w, grid.fake_quantize(w, largest(w), scaled=True)) - sqnr
         if loss > UNSCALED_CONV_MAX_LOSS_DB:
             return _undecided(layer, KEEP, f"unscaled {layer.kind} would lose over {UNSCALED_CONV_MAX_LOSS_DB:g} dB")
     exact = math.isinf(sqnr)

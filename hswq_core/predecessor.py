@@ -22,9 +22,9 @@ PREDECESSOR_TYPE = "hswq_dual_monitor_v2"
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 
 
-def is_predecessor(path: Path) -> bool:
-    """Whether the file at ``path`` is one of theirs."""
-    meta = read_pt(path).get("meta")
+def is_predecessor(data: Mapping[str, Any]) -> bool:
+    """Whether what ``read_pt`` read is one of their files."""
+    meta = data.get("meta")
     return isinstance(meta, dict) and meta.get("type") == PREDECESSOR_TYPE
 
 
@@ -40,9 +40,10 @@ def import_predecessor(path: Path, layers: Mapping[str, LayerStats], fingerprint
     Raises:
         SessionError: not their file, a layer only one side has, a vector of another length.
     """
-    if not is_predecessor(path):
+    data = read_pt(path)
+    if not is_predecessor(data):
         raise damaged(path, "no file of the predecessor")
-    theirs = read_pt(path).get("layers")
+    theirs = data.get("layers")
     if not isinstance(theirs, dict):
         raise damaged(path, "no layers")
     records = {_strip(str(name)): record for name, record in theirs.items()}

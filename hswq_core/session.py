@@ -152,7 +152,11 @@ def load_session(path: Path) -> Session:
     Raises:
         SessionError: missing, unreadable, of another version, or not of the shape this module writes.
     """
-    data = read_pt(path)
+    return parse_session(read_pt(path), path)
+
+
+def parse_session(data: dict[str, Any], path: Path) -> Session:
+    """The session in what ``read_pt`` read from ``path``, which is named in errors; see ``load_session``."""
     if data.get("type") != SESSION_TYPE:
         raise damaged(path, f"type {data.get('type')!r}")
     if data.get("version") != SESSION_VERSION:

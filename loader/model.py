@@ -63,21 +63,11 @@ def empty_stats(module: torch.nn.Module) -> LayerStats:
     return LayerStats.empty(type(module).__name__, tuple(module.weight.shape), input_channels(module))
 
 
-def original_weight(patcher: Any, name: str) -> torch.Tensor:
-    """The weight of layer ``name`` as loaded, without LoRAs, wherever it is now."""
-    return original(_key_patch(patcher, f"{PARAMETER_PREFIX}{name}.weight"))
-
-
 def original(key_patch: list[Any]) -> torch.Tensor:
     """First element of ComfyUI's key patches, (weight, convert_func), as a plain tensor."""
     weight, convert = key_patch[0]
     tensor: torch.Tensor = convert(weight, inplace=False)
     return tensor.detach()
-
-
-def _key_patch(patcher: Any, key: str) -> list[Any]:
-    patches: dict[str, list[Any]] = patcher.get_key_patches(key)
-    return patches[key]
 
 
 def inspect_model(patcher: Any) -> ModelInfo:

@@ -8,9 +8,10 @@ from pathlib import Path
 import folder_paths
 from filelock import FileLock
 
-from ..hswq_core import Session, load_session, save_session
+from ..hswq_core import Session, save_session
 from ..hswq_core.names import session_path
 from ..hswq_core.predecessor import import_predecessor, is_predecessor
+from ..hswq_core.session import parse_session, read_pt
 from .model import ModelInfo
 
 FOLDER = "hswq_stats"
@@ -32,9 +33,10 @@ def open_session(path: Path, info: ModelInfo) -> Session:
     Raises:
         SessionError: missing, damaged, or of another model.
     """
-    if is_predecessor(path):
+    data = read_pt(path)
+    if is_predecessor(data):
         return import_predecessor(path, info.empty, info.fingerprint, info.family.name)
-    session = load_session(path)
+    session = parse_session(data, path)
     session.fingerprint.require_same(info.fingerprint, f"Session {path.stem}")
     return session
 

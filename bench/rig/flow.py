@@ -139,5 +139,5 @@ def _without_encoders(prompt: Prompt, vae: str) -> Prompt:
         if entry["class_type"] == "VAEDecode":
             entry["inputs"]["vae"] = ["vae", 0]
         if entry["class_type"] == "HSWQConverter":
-            entry["inputs"].pop("clip"), entry["inputs"].pop("vae")
+            del entry["inputs"]["clip"], entry["inputs"]["vae"]
     return changed

@@ -8,6 +8,7 @@ import pytest
 from hswq.hswq_core import load_session, save_session
 from rig import flow, graph, prompts, tiny
 from rig.client import Prompt
+from rig.wait import until
 
 pytestmark = [pytest.mark.comfy, pytest.mark.compat]
 
@@ -171,17 +172,8 @@ def test_cancel_leaves_nothing_behind(server):
     before = files_in(server)
     with server.client.listen() as heard:
         queued = server.client.submit(prompt)
-        _until(lambda: any("Searching" in text for text in heard.progress_text()))
+        until(lambda: any("Searching" in text for text in heard.progress_text()))
         server.client.interrupt()
         result = server.client.wait(queued)
     assert result.status == "interrupted"
     assert files_in(server) == before
-
-
-def _until(condition, seconds: float = 60.0) -> None:
-    import time
-
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)

@@ -9,6 +9,7 @@ from hswq.hswq_core import load_session
 from rig import flow, prompts
 from rig.client import Prompt
 from rig.server import ComfyServer
+from rig.wait import until
 
 pytestmark = [pytest.mark.comfy, pytest.mark.compat]
 
@@ -91,7 +92,7 @@ def test_hooks_are_gone_after_an_error_and_what_was_seen_is_saved(server, models
 def test_hooks_are_gone_after_cancel_and_what_was_seen_is_saved(server, models):
     with server.client.listen() as heard:
         queued = server.client.submit(troubled(models, "hooks_cancel", "slow", at=1, seed=8, steps=20))
-        _wait_for(lambda: heard.of("progress"))
+        until(lambda: heard.of("progress"))
         server.client.interrupt()
         result = server.client.wait(queued)
     assert result.status == "interrupted"
@@ -123,7 +124,7 @@ def test_saves_within_a_run(server, models):
     prompt["calibration"]["inputs"]["save_every"] = 1
     queued = server.client.submit(prompt)
     path = server.output / "hswq_stats" / "often.pt"
-    _wait_for(path.exists)
+    until(path.exists)
     assert 1 <= load_session(path).calls < 8
     server.client.wait(queued).check()
     assert calls(server, "often") == 8
@@ -132,19 +133,10 @@ def test_saves_within_a_run(server, models):
 def test_the_node_says_what_it_recorded(server, models):
     with server.client.listen() as heard:
         server.client.run(calibrated(models, "says", seed=13)).check()
-        _wait_for(lambda: any("says: Flux, 26 layers, 2 calls, 1 images" in text for text in heard.progress_text()))
+        until(lambda: any("says: Flux, 26 layers, 2 calls, 1 images" in text for text in heard.progress_text()))
 
 
 def test_the_shipped_workflow_calibrates_with_its_converter_bypassed(server):
     prompt = flow.calibration(flow.prepare(server, "flux", flow.CALIBRATE, seed=14, session="bypassed"))
     server.client.run(prompt).check()
     assert calls(server, "bypassed") == STEPS
-
-
-def _wait_for(condition, seconds: float = 60.0) -> None:
-    import time
-
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)

@@ -128,14 +128,15 @@ def test_a_lora_is_merged_into_the_file_and_the_model_left_alone(comfy, converte
     from comfy import sd, utils
     from hswq.loader.calibrate import calibrated
     from hswq.loader.convert import Request, convert_model
-    from hswq.loader.model import original_weight
+    from hswq.loader.model import original
     from hswq.loader.store import path_of
 
     folder_paths.set_output_directory(str(tmp_path))
     model = comfy.load_model(tiny.make("flux-tiny"))
     state = utils.load_torch_file(str(tiny.lora("flux-tiny")))
     patched, _ = sd.load_lora_for_models(model, None, state, 0.5, 0.0)
-    before = original_weight(model, "double_blocks.0.img_attn.qkv").clone()
+    parameter = "diffusion_model.double_blocks.0.img_attn.qkv.weight"
+    before = original(model.get_key_patches(parameter)[parameter]).clone()
     comfy.sample(calibrated(patched, path_of("lora"), 50, lambda text: None))
     done, _ = convert_model(patched, None, None, Request("lora", "v2", 1.0, ""), lambda *_: None)
     assert done.plan.counts()["quantize"] == 0
@@ -146,7 +147,7 @@ def test_a_lora_is_merged_into_the_file_and_the_model_left_alone(comfy, converte
     delta *= 0.5 * (1.0 if alpha is None else alpha.item() / rank)
     written = FileSource(done.path).read(_key(done.path, "double_blocks.0.img_attn.qkv"))
     assert torch.equal(written, (before.float() + delta).to(written.dtype))
-    assert torch.equal(original_weight(model, "double_blocks.0.img_attn.qkv"), before)
+    assert torch.equal(original(model.get_key_patches(parameter)[parameter]), before)
 
 
 def test_a_model_without_a_usable_file_is_written_as_comfyui_names_it(comfy, tmp_path):

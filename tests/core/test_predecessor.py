@@ -9,6 +9,7 @@ import pytest
 import torch
 from hswq.hswq_core import Fingerprint, LayerStats, Session, SessionError, load_session, save_session
 from hswq.hswq_core.predecessor import import_predecessor, is_predecessor
+from hswq.hswq_core.session import read_pt
 
 LAYERS = {"blocks.0.fc": ("Linear", (4, 3), 3), "blocks.0.conv": ("Conv2d", (4, 2, 3, 3), 2)}
 FINGERPRINT = Fingerprint("layout", torch.arange(8.0))
@@ -74,12 +75,12 @@ def test_what_they_do_not_record_is_zero(tmp_path):
 
 
 def test_only_their_files_are_recognized(tmp_path, session_of, stats_of):
-    assert is_predecessor(saved(tmp_path, theirs()))
+    assert is_predecessor(read_pt(saved(tmp_path, theirs())))
     for other in ({}, {"meta": None}, {"meta": {"type": "hswq_dual_monitor_v1"}}, {"meta": "hswq_dual_monitor_v2"}):
-        assert not is_predecessor(saved(tmp_path, other))
+        assert not is_predecessor(read_pt(saved(tmp_path, other)))
     ours = tmp_path / "ours.pt"
     save_session(session_of({"fc": torch.ones(4, 3)}, {"fc": stats_of("Linear", (4, 3))}), ours)
-    assert not is_predecessor(ours)
+    assert not is_predecessor(read_pt(ours))
     with pytest.raises(SessionError, match=r"ours\.pt"):
         imported(ours)
     with pytest.raises(SessionError, match=r"theirs\.pt"):
