@@ -3,11 +3,13 @@
 from .checkpoint import FileSource, TensorInfo, TensorSource, read_header
 from .convert import Conversion, report, source_layers, write_plan
 from .errors import FileError, HSWQError, LayerError, SessionError, SettingError
+from .exclusions import Exclusions
 from .families import FAMILIES, GENERIC, Family, detect_family, family_named
 from .fingerprint import Fingerprint, layout_hash, sample_weights
 from .formats import FORMATS, FileFormat, format_named
 from .grid import FLOAT8_DTYPES, FLOAT8_E4M3FN, GRIDS, Grid
 from .hswq import plan_hswq
+from .nearest import plan_nearest
 from .observer import LAYER_KINDS, LayerObserver, LayerStats
 from .plan import KEEP, QUANTIZE, SKIP, Layer, LayerPlan, Plan, Progress, no_progress
 from .search import search_amax
@@ -25,6 +27,7 @@ __all__ = [
     "QUANTIZE",
     "SKIP",
     "Conversion",
+    "Exclusions",
     "Family",
     "FileError",
     "FileFormat",
@@ -51,6 +54,7 @@ __all__ = [
     "load_session",
     "no_progress",
     "plan_hswq",
+    "plan_nearest",
     "read_header",
     "report",
     "sample_weights",

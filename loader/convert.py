@@ -15,17 +15,16 @@ import torch
 
 from ..hswq_core import (
     Conversion,
+    Exclusions,
     Layer,
     Plan,
     Progress,
-    Session,
-    family_named,
     format_named,
     plan_hswq,
     report,
     source_layers,
+    write_plan,
 )
-from ..hswq_core import write_plan as write
 from ..hswq_core.atomic import require_writable
 from ..hswq_core.hswq import check_keep_ratio
 from ..hswq_core.names import describe, output_path
@@ -50,6 +49,51 @@ class Request:
     filename_prefix: str
 
 
+class Job:
+    """A connected MODEL, opened for conversion with its session: everything a method plans with.
+
+    Attributes:
+        info: identity of the model.
+        session: its statistics.
+        source: its tensors, LoRAs merged.
+        layers: every Linear and Conv2d, in the source's order.
+        read: the weight of a layer, on the device that searches.
+
+    Raises:
+        HSWQError: missing or foreign statistics, a quantized model, only one of clip and vae.
+    """
+
+    def __init__(self, model: Any, clip: Any, vae: Any, session: str) -> None:
+        path = path_of(session)
+        self.info = inspect_model(model)
+        self.session = open_session(path, self.info)
+        self.session.require_statistics(f"Session {session}")
+        self.source = ModelSource(model, self.info, clip, vae)
+        self.layers = source_layers(self.source, self.source.prefix, self.info.kinds)
+        self.read = _reader(self.source, self.layers)
+
+    def target(self, budget: str, file_format: str, prefix: str) -> Path:
+        """A file name of its own in the folder stock loaders look in. Raises FileError if it is not writable."""
+        name = f"{self.source.name}_{describe(self.session.calls, budget, file_format)}"
+        target = output_path(output_folder(whole=self.source.whole), prefix, name)
+        require_writable(target.parent)
+        return target
+
+    def write(self, target: Path, plan: Plan, progress: Progress) -> tuple[Conversion, str]:
+        """Write and check the file of a plan; returns it and a report."""
+        done = write_plan(
+            target,
+            self.source,
+            self.source.prefix,
+            plan,
+            self.session,
+            progress=progress,
+            check=lambda temporary: verify_file(temporary, plan, format_named(plan.file_format)),
+        )
+        log.info("HSWQ: %s: %s", done.path.name, plan.accounting())
+        return done, report(done, self.session)
+
+
 def convert_model(model: Any, clip: Any, vae: Any, request: Request, progress: Progress) -> tuple[Conversion, str]:
     """Convert and write where stock loaders look; returns the file and a report.
 
@@ -58,28 +102,18 @@ def convert_model(model: Any, clip: Any, vae: Any, request: Request, progress: P
     """
     file_format = format_named(request.file_format)
     check_keep_ratio(request.keep_ratio)
-    path = path_of(request.session)
-    info = inspect_model(model)
-    session = open_session(path, info)
-    session.require_statistics(f"Session {request.session}")
-    source = ModelSource(model, info, clip, vae)
-    folder = output_folder(whole=source.whole)
-    budget = f"{request.keep_ratio:g}"
-    target = output_path(
-        folder, request.filename_prefix, f"{source.name}_{describe(session.calls, budget, file_format.name)}"
-    )
-    require_writable(target.parent)
-    layers = source_layers(source, source.prefix, info.kinds)
+    job = Job(model, clip, vae, request.session)
+    target = job.target(f"{request.keep_ratio:g}", file_format.name, request.filename_prefix)
     plan = plan_hswq(
-        layers,
-        session,
-        _reader(source, layers),
-        family=family_named(session.family),
+        job.layers,
+        job.session,
+        job.read,
+        exclusions=Exclusions(job.info.family),
         file_format=file_format,
         keep_ratio=request.keep_ratio,
         progress=progress,
     )
-    return _write(target, source, plan, session, progress)
+    return job.write(target, plan, progress)
 
 
 def _reader(source: ModelSource, layers: list[Layer]) -> Callable[[Layer], torch.Tensor]:
@@ -94,23 +128,6 @@ def _reader(source: ModelSource, layers: list[Layer]) -> Callable[[Layer], torch
         largest = max((math.prod(layer.shape) for layer in layers), default=0)
         comfy.model_management.free_memory(largest * SEARCH_BYTES_PER_WEIGHT, device)
     return lambda layer: source.read(f"{source.prefix}{layer.name}.weight").to(device)
-
-
-def _write(
-    target: Path, source: ModelSource, plan: Plan, session: Session, progress: Progress
-) -> tuple[Conversion, str]:
-    file_format = format_named(plan.file_format)
-    done = write(
-        target,
-        source,
-        source.prefix,
-        plan,
-        session,
-        progress=progress,
-        check=lambda temporary: verify_file(temporary, plan, file_format),
-    )
-    log.info("HSWQ: %s: %s", done.path.name, plan.accounting())
-    return done, report(done, session)
 
 
 def output_folder(*, whole: bool) -> Path:

@@ -12,6 +12,7 @@ from hswq.hswq_core import (
     KEEP,
     QUANTIZE,
     SKIP,
+    Exclusions,
     Family,
     Layer,
     LayerError,
@@ -23,8 +24,9 @@ from hswq.hswq_core import (
     plan_hswq,
     search_amax,
 )
+from hswq.hswq_core.exclusions import NEVER_CALLED, TINY_WEIGHTS
 from hswq.hswq_core.formats import UNSCALED_CONV_MAX_LOSS_DB
-from hswq.hswq_core.hswq import NEVER_CALLED, TINY_WEIGHTS, check_keep_ratio, keep_by_sensitivity
+from hswq.hswq_core.hswq import check_keep_ratio, keep_by_sensitivity
 
 LINEAR, CONV = (160, 128), (64, 32, 3, 3)  # 20,480 and 18,432 weights: just above tiny
 
@@ -55,6 +57,7 @@ class Toy:
         keep_ratio: float = 0.0,
         family: Family = GENERIC,
         session: Session | None = None,
+        exclusions: Exclusions | None = None,
         **rest: Callable[..., None],
     ) -> Plan:
         def read(layer: Layer) -> torch.Tensor:
@@ -65,7 +68,7 @@ class Toy:
             self.layers(),
             session or self.session(),
             read,
-            family=family,
+            exclusions=exclusions or Exclusions(family),
             file_format=format_named(file_format),
             keep_ratio=keep_ratio,
             **rest,
@@ -164,6 +167,14 @@ def test_a_layer_that_was_never_called_is_skipped_and_says_so(ten):
     assert actions(plan)["unused"] == SKIP
     assert plan.by_reason(SKIP) == {NEVER_CALLED: 1}
     assert plan.counts()[KEEP] == 10
+
+
+def test_as_published_ranks_every_layer_it_has_seen(toy):
+    toy.add("out.2", torch.randn(16, 32, 3, 3) * 0.05)  # tiny, and an end of the family
+    toy.add("unused", calls=0)
+    plan = toy.plan(exclusions=Exclusions.as_published(FAMILIES[0]))
+    assert actions(plan) == {"out.2": QUANTIZE, "unused": SKIP}
+    assert plan.family == "SDXL"
 
 
 def test_the_ends_of_a_known_family_are_skipped_and_the_row_gives_the_reason(toy):
@@ -318,7 +329,7 @@ def test_a_layer_already_in_fp8_is_an_error_that_names_it(ten, dtype):
             layers,
             session,
             lambda layer: ten.weights[layer.name],
-            family=GENERIC,
+            exclusions=Exclusions(GENERIC),
             file_format=format_named("v2"),
             keep_ratio=0.0,
         )

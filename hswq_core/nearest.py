@@ -1,0 +1,53 @@
+"""Method ``nearest``: every layer rounded to the nearest code, no statistics. What stock FP8 files are made by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .exclusions import Exclusions
+from .formats import FileFormat
+from .grid import FLOAT8_E4M3FN, Grid
+from .plan import SKIP, Layer, LayerPlan, Plan, Progress, no_progress
+from .rounding import finite_weight, not_quantized, require_unquantized, round_to_nearest
+from .search import largest
+
+METHOD = "nearest"
+
+
+def plan_nearest(
+    layers: list[Layer],
+    read: Callable[[Layer], torch.Tensor],
+    *,
+    exclusions: Exclusions,
+    file_format: FileFormat,
+    grid: Grid = FLOAT8_E4M3FN,
+    progress: Progress = no_progress,
+) -> Plan:
+    """Scale max|w| / 448 where the format stores one, a plain cast where it does not.
+
+    Args:
+        layers: every Linear and Conv2d of the model, in model order.
+        read: the weight of a layer, any device.
+        progress: called as (what, done, total) before each layer; may raise to cancel.
+
+    Raises:
+        LayerError: a layer already in FP8, or with NaN or infinity.
+    """
+    excluded = exclusions.reasons(layers, {})
+
+    def decide(layer: Layer) -> LayerPlan:
+        require_unquantized(layer)
+        if layer.name in excluded:
+            return not_quantized(layer, SKIP, excluded[layer.name])
+        w = finite_weight(layer, read(layer))
+        return round_to_nearest(layer, w, largest(w), "nearest", file_format, grid)
+
+    plans = []
+    for i, layer in enumerate(layers):
+        progress(f"Rounding {layer.name}", i, len(layers))
+        plans.append(decide(layer))
+    plan = Plan(file_format.name, METHOD, "0", exclusions.family.name, grid.name, tuple(plans))
+    plan.require_closed(len(layers))
+    return plan

@@ -1,0 +1,61 @@
+"""The decision about one layer once its clip limit is known, and what every method asks of a weight."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .errors import LayerError
+from .formats import UNSCALED_CONV_MAX_LOSS_DB, FileFormat
+from .grid import FLOAT8_DTYPES, Grid
+from .metrics import sqnr_db
+from .plan import KEEP, QUANTIZE, Layer, LayerPlan
+from .search import largest
+
+
+def require_unquantized(layer: Layer) -> None:
+    """Raise LayerError for an FP8 source."""
+    if layer.dtype in FLOAT8_DTYPES:
+        raise LayerError(
+            f"Layer {layer.name}, weight",
+            got=f"{layer.dtype}, already FP8",
+            expected="float16, bfloat16 or float32",
+            remedy="Convert from the original FP16/BF16 file; a second quantization only adds error.",
+        )
+
+
+def finite_weight(layer: Layer, w: torch.Tensor) -> torch.Tensor:
+    """``w`` in float32. Raises LayerError for NaN or infinity."""
+    w = w.to(torch.float32)
+    if not bool(w.isfinite().all()):
+        raise LayerError(
+            f"Layer {layer.name}, weight",
+            got="NaN or infinity",
+            expected="finite weights",
+            remedy="The source file is damaged; download or merge it again.",
+        )
+    return w
+
+
+def not_quantized(layer: Layer, action: str, reason: str) -> LayerPlan:
+    """A layer that is kept or skipped."""
+    return LayerPlan(layer.name, layer.kind, layer.shape, action, reason)
+
+
+def round_to_nearest(
+    layer: Layer, w: torch.Tensor, amax: float, reason: str, file_format: FileFormat, grid: Grid
+) -> LayerPlan:
+    """Quantized with clip limit ``amax``; kept where the format has no scale, allows it, and a cast would hurt.
+
+    Args:
+        w: finite weights, float32.
+    """
+    scaled = file_format.scaled(layer.kind)
+    sqnr = sqnr_db(w, grid.fake_quantize(w, amax, scaled=scaled))
+    if file_format.may_keep_unscaled and not scaled:
+        loss = sqnr_db(w, grid.fake_quantize(w, largest(w), scaled=True)) - sqnr
+        if loss > UNSCALED_CONV_MAX_LOSS_DB:
+            return not_quantized(layer, KEEP, f"unscaled {layer.kind} would lose over {UNSCALED_CONV_MAX_LOSS_DB:g} dB")
+    known = None if math.isinf(sqnr) else sqnr
+    return LayerPlan(layer.name, layer.kind, layer.shape, QUANTIZE, reason, scaled, amax, sqnr_db=known)
