@@ -45,10 +45,10 @@ def requirements(version: str) -> list[str]:
     return ["-r", str(pins)]
 
 
-def comfy(session: nox.Session, *command: str, version: str | None = None) -> None:
-    """Run `python COMMAND` in the environment of a ComfyUI version (default: HSWQ_COMFYUI)."""
+def comfy(session: nox.Session, *command: str, version: str | None = None, also: tuple[str, ...] = ()) -> None:
+    """Run `python COMMAND` in the environment of a ComfyUI version (default: HSWQ_COMFYUI), plus `also`."""
     version = version or os.environ.get("HSWQ_COMFYUI") or DEFAULT
-    session.install(*requirements(version))
+    session.install(*requirements(version), *also)
     session.run("python", *command, env={"HSWQ_COMFYUI": version})
 
 
@@ -110,9 +110,16 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """`nox -s bench -- SCRIPT ARGS`: one benchmark of bench/."""
     if not session.posargs:
-        session.error("which one? e.g. nox -s bench -- quality.py")
+        session.error("which one? e.g. nox -s bench -- speed.py")
     script, *rest = session.posargs
     comfy(session, f"bench/{script}", *rest)
+
+
+@nox.session
+def quality(session: nox.Session) -> None:
+    """Judge every method, other tools too, by the pictures of the reference models (hours: see `--quick`)."""
+    peers = HERE / "bench" / "judge" / "peers.txt"
+    comfy(session, "bench/quality.py", *session.posargs, also=("-r", str(peers)))
 
 
 @nox.session(venv_backend="none")

@@ -1,7 +1,7 @@
 """The whole way in one command: calibrate, convert to V1, V2 and comfy, load, compare.
 
-A real ComfyUI server runs the shipped Flux workflows over HTTP on a small random Flux-layout model. So the
-numbers show that everything works and how FP8 errs; how good pictures of a real model are, they do not.
+A real ComfyUI server runs the shipped Flux workflows over HTTP on the trained Flux-layout reference model, with
+captions that calibration never saw. How good each method is on which model, `nox -s quality` measures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from kornia.metrics import psnr
 from PIL import Image
-from rig import flow, pack, tiny
+from reference_models.prompts import Prompt as Caption
+from reference_models.prompts import calibration_prompts, evaluation_prompts
+from rig import flow, pack
 from rig.client import Prompt, Result
 from rig.server import ComfyServer
 from tqdm import tqdm
@@ -28,7 +30,7 @@ pack.alias()
 from hswq.hswq_core import FLOAT8_E4M3FN, FileSource  # noqa: E402
 from hswq.hswq_core.metrics import error_to_db  # noqa: E402
 
-FAMILY, FOLDER, SESSION, EVALUATION_SEED = "flux", "diffusion_models", "demo", 1000
+FAMILY, FOLDER, SESSION, SIZE = "flux", "diffusion_models", "demo", 128
 # format -> opened by the stock loader?
 FORMATS = {"v1": False, "v2": False, "comfy": True}
 
@@ -48,47 +50,64 @@ class Row:
 def main() -> None:
     """Run it all, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=4, help="calibration runs, each with another seed")
-    parser.add_argument("--steps", type=int, default=8, help="sampling steps")
+    parser.add_argument("--runs", type=int, default=4, help="calibration runs, each another caption and seed")
+    parser.add_argument("--pictures", type=int, default=4, help="to compare by")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps")
     parser.add_argument("--output", type=Path, default=pack.ROOT / "demo_output", help="folder for the pictures")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.output.mkdir(parents=True, exist_ok=True)
-    stages = options.runs + 1 + 2 * len(FORMATS)
+    stages = options.runs + options.pictures + (1 + options.pictures) * len(FORMATS)
     with tqdm(total=stages, bar_format="{n_fmt}/{total_fmt} {desc}", dynamic_ncols=True) as bar:
         bar.set_description_str("starting ComfyUI")
         with ComfyServer([pack.ROOT / "bench" / "rig" / "testnodes"]) as server:
-            rows = demonstrate(server, options, bar)
+            rows = Demo(server, options, bar).rows()
     print(table(rows))
     print(f"\nPictures: {options.output}")
 
 
-def demonstrate(server: ComfyServer, options: Any, bar: tqdm[Any]) -> list[Row]:
-    """Calibrate, then each format: convert, open, draw the evaluation seed."""
+class Demo:
+    """Calibrate; then each format: convert, open, draw."""
 
-    def run(stage: str, prompt: Prompt) -> Result:
-        bar.set_description_str(stage)
-        result = server.client.run(prompt).check()
-        bar.update()
+    def __init__(self, server: ComfyServer, options: Any, bar: tqdm[Any]) -> None:
+        self.server, self.options, self.bar = server, options, bar
+        self.captions = evaluation_prompts(options.pictures)
+        self.source = flow.TRAINED[FAMILY]
+
+    def rows(self) -> list[Row]:
+        """One for the source, one for each format."""
+        for number, caption in enumerate(calibration_prompts(self.options.runs), 1):
+            self.run(f"calibrating, run {number}", flow.calibration(self.prompt(flow.CALIBRATE, caption)))
+        reference = self.draw("FP16", self.source.file_name, stock=True)
+        rows = [Row(self.source.file_name, self.source.file.stat().st_size, "-", "-", "-", "stock")]
+        workflow = self.prompt(flow.CALIBRATE, self.captions[0])
+        for name, stock in FORMATS.items():
+            self.run(f"converting to {name}", flow.conversion(self.server, workflow, format=name))
+            file = newest(self.server)
+            rows.append(row(self.source.file, file, reference, self.draw(name, file.name, stock=stock), stock))
+        return rows
+
+    def run(self, stage: str, prompt: Prompt) -> Result:
+        """One queue item."""
+        self.bar.set_description_str(stage)
+        result = self.server.client.run(prompt).check()
+        self.bar.update()
         return result
 
-    settings = {"steps": options.steps, "session": SESSION}
-    workflow = flow.prepare(server, FAMILY, flow.CALIBRATE, **settings)
-    for seed in range(options.runs):
-        calibrating = flow.prepare(server, FAMILY, flow.CALIBRATE, seed=seed, **settings)
-        run(f"calibrating, seed {seed}", flow.calibration(calibrating))
-    load = flow.prepare(server, FAMILY, flow.LOAD, steps=options.steps, seed=EVALUATION_SEED)
-    source = flow.FAMILIES[FAMILY].kind + ".safetensors"
-    reference = picture(server, run("drawing FP16", flow.opening(load, source, FOLDER, stock=True)))
-    save(reference, options.output / "fp16.png")
-    rows = [Row(source, tiny.make(flow.FAMILIES[FAMILY].kind).stat().st_size, "-", "-", "-", "stock")]
-    for name, stock in FORMATS.items():
-        run(f"converting to {name}", flow.conversion(server, workflow, format=name))
-        file = newest(server)
-        drawn = picture(server, run(f"drawing {name}", flow.opening(load, file.name, FOLDER, stock=stock)))
-        save(drawn, options.output / f"{name}.png")
-        rows.append(row(file, reference, drawn, stock))
-    return rows
+    def prompt(self, job: str, caption: Caption) -> Prompt:
+        """A shipped workflow for one caption."""
+        settings = {"session": SESSION, "steps": self.options.steps, "size": SIZE}
+        return flow.prepare(self.server, FAMILY, job, seed=caption.seed, caption=caption.caption, **settings)
+
+    def draw(self, name: str, file: str, *, stock: bool) -> torch.Tensor:
+        """Pictures [n, 3, height, width] in 0..1 of a file; one PNG of them all."""
+        drawn = []
+        for caption in self.captions:
+            opened = flow.opening(self.prompt(flow.LOAD, caption), file, FOLDER, stock=stock)
+            drawn.append(picture(self.server, self.run(f'{name}: "{caption.caption}"', opened)))
+        pictures = torch.stack(drawn)
+        save(torch.cat(list(pictures), 2), self.options.output / f"{name.lower()}.png")
+        return pictures
 
 
 def newest(server: ComfyServer) -> Path:
@@ -104,24 +123,24 @@ def picture(server: ComfyServer, result: Result) -> torch.Tensor:
 
 
 def save(image: torch.Tensor, path: Path) -> None:
-    """Write a picture as PNG, four times its size so that pixels can be seen."""
+    """Write a picture as PNG, six times its size so that pixels can be seen."""
     pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-    large = Image.fromarray(pixels).resize((pixels.shape[1] * 4, pixels.shape[0] * 4), Image.Resampling.NEAREST)
+    large = Image.fromarray(pixels).resize((pixels.shape[1] * 6, pixels.shape[0] * 6), Image.Resampling.NEAREST)
     large.save(path)
 
 
-def row(file: Path, reference: torch.Tensor, drawn: torch.Tensor, stock: bool) -> Row:
+def row(source: Path, file: Path, reference: torch.Tensor, drawn: torch.Tensor, stock: bool) -> Row:
     """What a converted file is worth."""
     header = json.loads(FileSource(file).metadata["hswq"])
     counts = "/".join(str(header["counts"][action]) for action in ("quantize", "keep", "skip"))
-    quality = psnr(drawn[None], reference[None], 1.0).item()
+    quality = np.mean([psnr(a, b, 1.0).item() for a, b in zip(drawn, reference, strict=True)])
     opened_by = "stock" if stock else "HSWQ Loader"
-    return Row(file.name, file.stat().st_size, counts, f"{sqnr(file):.1f} dB", f"{quality:.1f} dB", opened_by)
+    return Row(file.name, file.stat().st_size, counts, f"{sqnr(source, file):.1f} dB", f"{quality:.1f} dB", opened_by)
 
 
-def sqnr(file: Path) -> float:
+def sqnr(original: Path, file: Path) -> float:
     """SQNR in dB of all quantized weights of a file together."""
-    source, converted = FileSource(tiny.make(flow.FAMILIES[FAMILY].kind)), FileSource(file)
+    source, converted = FileSource(original), FileSource(file)
     noise = signal = 0.0
     for key, info in converted.entries.items():
         if info.dtype == FLOAT8_E4M3FN.dtype:
@@ -129,20 +148,18 @@ def sqnr(file: Path) -> float:
             scale = next(
                 (converted.read(stem + s) for s in ("scale", "weight_scale") if stem + s in converted.entries), None
             )
-            original = source.read(key).double()
+            weight = source.read(key).double()
             restored = FLOAT8_E4M3FN.dequantize(converted.read(key), scale).double()
-            noise += (restored - original).square().sum().item()
-            signal += original.square().sum().item()
+            noise += (restored - weight).square().sum().item()
+            signal += weight.square().sum().item()
     return error_to_db((noise / signal) ** 0.5)
 
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
-    head = (
-        "| file | bytes | quantized/kept/skipped | weight SQNR | picture PSNR | opened by |\n|---|--:|---|--:|--:|---|"
-    )
+    head = "| file | bytes | quantized/kept/skipped | weight SQNR | mean picture PSNR | opened by |"
     lines = [f"| {r.file} | {r.size:,} | {r.counts} | {r.sqnr} | {r.psnr} | {r.opened_by} |" for r in rows]
-    return "\n".join([head, *lines])
+    return "\n".join([head, "|---|--:|---|--:|--:|---|", *lines])
 
 
 if __name__ == "__main__":

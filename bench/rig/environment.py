@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from rig.pack import ROOT
 from rig.tree import cache_folder
 
 
@@ -16,6 +17,7 @@ def child_environment(threads: int | None = None, extra: Mapping[str, str] | Non
         "PYTHONPYCACHEPREFIX": str(cache_folder() / "pycache"),
         "PYTHONDONTWRITEBYTECODE": "",
         "PYTHONUNBUFFERED": "1",
+        "HSWQ_BENCH": str(ROOT / "bench"),  # for the test nodes, whose folder may be a copy
         "PYTHONUTF8": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -9,7 +9,10 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from reference_models.architectures import REFERENCES
 
 from rig import graph, tiny
 from rig.client import Prompt
@@ -32,10 +35,11 @@ class Family:
     """What stands in for a family's files.
 
     name          of its workflows
-    kind          of the small model
+    kind          of the small random model, or of the trained one
     folder        the model folder it lies in
     vae           kind of the small VAE; None: the checkpoint has its own
     conditioning  inputs of RigConditioning; None: the checkpoint has a text encoder
+    trained       a reference model: it understands captions, and its latents need no VAE
     """
 
     name: str
@@ -43,6 +47,17 @@ class Family:
     folder: str
     vae: str | None = None
     conditioning: dict[str, int] | None = None
+    trained: bool = False
+
+    @property
+    def file(self) -> Path:
+        """The model's file."""
+        return REFERENCES[self.kind].file if self.trained else tiny.make(self.kind)
+
+    @property
+    def file_name(self) -> str:
+        """What the loaders list it as."""
+        return f"{self.kind}-trained.safetensors" if self.trained else f"{self.kind}.safetensors"
 
 
 FAMILIES = {
@@ -54,6 +69,8 @@ FAMILIES = {
         Family("zimage", "zimage", "diffusion_models", "taef", {"tokens": 8, "width": 2560, "pooled_width": 0}),
     )
 }
+# The reference models that every stock loader opens.
+TRAINED = {"flux": Family("flux", "flux", "diffusion_models", trained=True)}
 
 
 def shipped(family: str, job: str) -> dict[str, Any]:
@@ -62,22 +79,32 @@ def shipped(family: str, job: str) -> dict[str, Any]:
 
 
 def prepare(
-    server: ComfyServer, name: str, job: str, *, size: int = 64, steps: int = 2, seed: int = 0, session: str = ""
+    server: ComfyServer,
+    name: str,
+    job: str,
+    *,
+    size: int = 64,
+    steps: int = 2,
+    seed: int = 0,
+    session: str = "",
+    caption: str = "",
 ) -> Prompt:
     """A shipped workflow as API prompt, for the small model of its family.
 
-    size     of the picture in pixels
+    size     of the picture in pixels, eight to a latent's
     session  name of the statistics; "" leaves the workflow's own
+    caption  to be drawn by the family's trained model; "": the random model with random conditioning
     """
-    family, info = FAMILIES[name], server.client.object_info()
-    prompt = graph.to_prompt(shipped(name, job), info)
+    family, info = (TRAINED if caption else FAMILIES)[name], server.client.object_info()
+    prompt = graph.to_prompt(shipped(family.name, job), info)
     prompt = graph.set_input(prompt, "KSampler", steps=steps, seed=seed)
     for entry in prompt.values():
         if {"width", "height"} <= set(entry["inputs"]):
             entry["inputs"].update(width=size, height=size)
         if session and "session" in entry["inputs"]:
             entry["inputs"]["session"] = session
-    prompt = _conditioned(_named(server, prompt, family), family)
+    prompt = _named(server, prompt, family)
+    prompt = _captioned(prompt, caption) if family.trained else _conditioned(prompt, family)
     if family.vae is not None and family.folder == "checkpoints":
         prompt = _without_encoders(prompt, _vae(server, family.vae))
     return graph.drop_unused(prompt, info)
@@ -108,12 +135,12 @@ def opening(prompt: Prompt, file: str, folder: str, *, stock: bool) -> Prompt:
 
 def _named(server: ComfyServer, prompt: Prompt, family: Family) -> Prompt:
     """Names of the small files instead of the real ones."""
-    model = server.add_model(family.folder, tiny.make(family.kind), f"{family.kind}.safetensors")
+    model = server.add_model(family.folder, family.file, family.file_name)
     for entry in prompt.values():
         name = FILE_INPUT.get(entry["class_type"])
         if name is not None:
             entry["inputs"][name] = model
-        if entry["class_type"] == "VAELoader":
+        if entry["class_type"] == "VAELoader" and not family.trained:
             entry["inputs"]["vae_name"] = _vae(server, str(family.vae))
     return prompt
 
@@ -128,6 +155,16 @@ def _conditioned(prompt: Prompt, family: Family) -> Prompt:
     texts = [key for key, entry in prompt.items() if entry["class_type"] == "CLIPTextEncode"]
     for seed, key in enumerate(texts, 1):
         prompt = graph.replace_node(prompt, key, "RigConditioning", **family.conditioning, seed=seed)
+    return prompt
+
+
+def _captioned(prompt: Prompt, caption: str) -> Prompt:
+    """A reference model's own text encoder and picture code."""
+    for key, entry in list(prompt.items()):
+        if entry["class_type"] == "CLIPTextEncode":
+            prompt = graph.replace_node(prompt, key, "RigCaption", caption=caption)
+        elif entry["class_type"] == "VAEDecode":
+            prompt = graph.replace_node(prompt, key, "RigPicture", samples=entry["inputs"]["samples"])
     return prompt
 
 

@@ -1,4 +1,4 @@
-"""The real ComfyUI inside this Python process, on the CPU, without a server.
+"""The real ComfyUI inside this Python process, without a server, on the CPU unless told otherwise.
 
 Load a model and sample it within one `torch.inference_mode()`, as the server does: quantized
 tensors made outside of it cannot be used inside.
@@ -26,8 +26,8 @@ WIDTHS = {"Flux": (768, 768), "BaseModel": (768, 0), "SDXL": (2048, 1280), "Lumi
 _loaded: dict[str, Any] = {}
 
 
-def load_comfy(args: Sequence[str] = ()) -> Path:
-    """Import ComfyUI with these command line switches (and `--cpu`); returns its tree.
+def load_comfy(args: Sequence[str] = (), *, cpu: bool = True) -> Path:
+    """Import ComfyUI with these command line switches (and `--cpu`, unless told not to); returns its tree.
 
     Again with the same switches: nothing happens. With others: RuntimeError, since
     ComfyUI reads them once per process.
@@ -39,7 +39,7 @@ def load_comfy(args: Sequence[str] = ()) -> Path:
     tree = comfy_tree()
     sys.path.insert(0, str(tree))
     sys.pycache_prefix = str(cache_folder() / "pycache")
-    _parse_switches(["--cpu", "--base-directory", _base_directory(), *args])
+    _parse_switches([*(["--cpu"] if cpu else []), "--base-directory", _base_directory(), *args])
     for name in MODULES:
         importlib.import_module(f"comfy.{name}")
     _loaded.update(args=tuple(args), tree=tree)

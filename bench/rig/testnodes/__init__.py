@@ -1,13 +1,23 @@
-"""Test-only custom nodes: conditioning without text encoders, trouble on demand, a hook counter."""
+"""Test-only custom nodes: conditioning without text encoders, the reference models' captions and pictures,
+trouble on demand, a hook counter.
+"""
 
 # ruff: noqa: D101, D102, D103, ARG003 - names that ComfyUI prescribes
 
+import os
+import sys
 import time
 
 import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io, ui
+
+sys.path.append(os.environ["HSWQ_BENCH"])
+
+from reference_models.architectures import register
+from reference_models.captions import embed
+from reference_models.pictures import to_pictures
 
 CATEGORY = "HSWQ/rig"
 
@@ -36,6 +46,43 @@ class RigConditioning(io.ComfyNode):
         context = torch.randn(1, tokens, width, generator=rng)
         extra = {"pooled_output": torch.randn(1, pooled_width, generator=rng)} if pooled_width else {}
         return io.NodeOutput([[context, extra]])
+
+
+class RigCaption(io.ComfyNode):
+    """CONDITIONING of a reference model's caption; empty: the unconditional one."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RigCaption",
+            display_name="Rig Caption",
+            category=CATEGORY,
+            inputs=[io.String.Input("caption", default="a large red circle top left on plain blue")],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, caption):
+        tokens, pooled = embed([caption])
+        return io.NodeOutput([[tokens, {"pooled_output": pooled}]])
+
+
+class RigPicture(io.ComfyNode):
+    """IMAGE of a reference model's latent."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RigPicture",
+            display_name="Rig Picture",
+            category=CATEGORY,
+            inputs=[io.Latent.Input("samples")],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, samples):
+        return io.NodeOutput(to_pictures(samples["samples"].float().cpu()).movedim(1, -1))
 
 
 class RigTrouble(io.ComfyNode):
@@ -115,8 +162,9 @@ def _hooks(model):
 
 class RigExtension(ComfyExtension):
     async def get_node_list(self):
-        return [RigConditioning, RigTrouble, RigHooks]
+        return [RigConditioning, RigCaption, RigPicture, RigTrouble, RigHooks]
 
 
 async def comfy_entrypoint():
+    register()
     return RigExtension()

@@ -1,0 +1,98 @@
+"""What is compared: each row makes a file of a subject, and says which loader opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from judge.peers import convert_to_quant, int8_convrot
+from judge.subject import Subject, open_hswq, open_stock
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the tables.
+
+    Attributes:
+        name: as recorded.
+        label: for people.
+        make: Subject -> file.
+        open: file -> MODEL.
+        slow: minutes on a CPU; left out of quick runs.
+    """
+
+    name: str
+    label: str
+    make: Callable[[Subject], Path]
+    open: Callable[[Path], Any]
+    slow: bool = False
+
+
+def nearest(subject: Subject, file_format: str) -> Path:
+    """Every layer rounded to nearest: what a stock FP8 file is."""
+    from hswq.hswq_core import Exclusions, format_named, plan_nearest
+
+    return subject.planned(
+        lambda job: plan_nearest(
+            job.layers,
+            job.read,
+            exclusions=Exclusions.as_published(job.info.family),
+            file_format=format_named(file_format),
+        )
+    )
+
+
+def published(subject: Subject, file_format: str, keep_ratio: float) -> Path:
+    """HSWQ as its author does it: every layer ranked, none excluded."""
+    from hswq.hswq_core import Exclusions, format_named, plan_hswq
+
+    return subject.planned(
+        lambda job: plan_hswq(
+            job.layers,
+            job.session,
+            job.read,
+            exclusions=Exclusions.as_published(job.info.family),
+            file_format=format_named(file_format),
+            keep_ratio=keep_ratio,
+        )
+    )
+
+
+def converter(subject: Subject, file_format: str, keep_ratio: float) -> Path:
+    """HSWQ Converter as the node runs it: first, last and tiny layers are excluded."""
+    return subject.converted(file_format, keep_ratio)
+
+
+def _ours(file_format: str) -> Callable[[Path], Any]:
+    return open_stock if file_format == "comfy" else open_hswq
+
+
+METHODS = (
+    Method("cast", "plain cast", partial(nearest, file_format="v1"), open_hswq),
+    Method("nearest v2", "scaled nearest, v2", partial(nearest, file_format="v2"), open_hswq),
+    Method("nearest comfy", "scaled nearest, comfy", partial(nearest, file_format="comfy"), open_stock),
+    *(
+        Method(
+            f"published {keep} {form}",
+            f"HSWQ as published, keep {keep:.2f}, {form}",
+            partial(published, file_format=form, keep_ratio=keep),
+            open_hswq,
+        )
+        for keep in (0.10, 0.25)
+        for form in ("v1", "v2")
+    ),
+    *(
+        Method(
+            f"converter 0.25 {form}",
+            f"HSWQ Converter, keep 0.25, {form}",
+            partial(converter, file_format=form, keep_ratio=0.25),
+            _ours(form),
+        )
+        for form in ("v1", "v2", "comfy")
+    ),
+    Method("convert-to-quant", "convert-to-quant 1.3.4, defaults", convert_to_quant, open_stock, slow=True),
+    Method("int8 convrot", "INT8 ConvRot W8A8, Linears", int8_convrot, open_stock),
+)

@@ -1,0 +1,120 @@
+"""What a file is worth: its bytes, its pictures against the FP16 model's, its single calls, its seconds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from kornia.metrics import psnr, ssim
+from reference_models.architectures import Reference
+from reference_models.prompts import Prompt, evaluation_prompts
+from reference_models.sampling import Call, call_error, draw, record
+from safetensors import safe_open
+
+from judge.methods import Method
+from judge.subject import Subject, open_stock
+
+RECORDED_PROMPTS = 8
+SSIM_WINDOW = 11
+# Two equal pictures have an infinite PSNR; 8-bit pictures cannot tell apart what is above this.
+MOST_DB = 100.0
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The FP16 model's own pictures and calls."""
+
+    reference: Reference
+    prompts: list[Prompt]
+    pictures: torch.Tensor
+    calls: list[Call]
+
+    @classmethod
+    def of(cls, reference: Reference, count: int) -> Truth:
+        """Draw ``count`` evaluation prompts with the stock loader's model."""
+        model, prompts = open_stock(reference.file), evaluation_prompts(count)
+        calls = record(model, reference, prompts[:RECORDED_PROMPTS])
+        return cls(reference, prompts, draw(model, reference, prompts), calls)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row.
+
+    Attributes:
+        method, label: of the table of methods.
+        file_bytes: of the whole file.
+        extra: tensor bytes beyond a file with every layer in 8 bits, as a share of that file's.
+        quantized_bytes: of the 8-bit weights with their scales and markers.
+        quantized, layers: how many are in 8 bits, of how many.
+        psnr, ssim: a number for each picture.
+        call_error: relative error of single calls.
+        make_seconds, draw_seconds: conversion; sampling all pictures.
+    """
+
+    method: str
+    label: str
+    file_bytes: int
+    extra: float
+    quantized_bytes: int
+    quantized: int
+    layers: int
+    psnr: list[float]
+    ssim: list[float]
+    call_error: float
+    make_seconds: float
+    draw_seconds: float
+
+
+def judge(method: Method, subject: Subject, truth: Truth) -> tuple[Score, torch.Tensor]:
+    """Make the file, open it, draw; the score and the pictures."""
+    began = time.perf_counter()
+    path = method.make(subject)
+    made = time.perf_counter()
+    model = method.open(path)
+    pictures = draw(model, truth.reference, truth.prompts)
+    drawn = time.perf_counter()
+    score = Score(
+        method.name,
+        method.label,
+        path.stat().st_size,
+        **sizes(path, truth.reference.file),
+        psnr=[min(psnr(a, b, 1.0).item(), MOST_DB) for a, b in zip(pictures, truth.pictures, strict=True)],
+        ssim=ssim(pictures, truth.pictures, SSIM_WINDOW).mean((1, 2, 3)).tolist(),
+        call_error=call_error(model, truth.calls),
+        make_seconds=made - began,
+        draw_seconds=drawn - made,
+    )
+    return score, pictures
+
+
+def sizes(path: Path, source: Path) -> dict[str, Any]:
+    """Bytes of a file beside those of its source with every layer in 8 bits and no scales."""
+    weights, others = {}, 0
+    for key, (_, shape, size) in _tensors(source).items():
+        if key.endswith(".weight") and len(shape) in (2, 4):
+            weights[key] = size
+        else:
+            others += size
+    smallest = others + sum(weights.values()) // 2  # the source is FP16
+    found = _tensors(path)
+    eight = [key for key in weights if found[key][0] == 1]
+    stems = tuple(key[: -len("weight")] for key in eight)
+    beside = ("weight", "scale", "weight_scale", "comfy_quant", "input_scale")
+    mine = {stem + name for stem in stems for name in beside}
+    return {
+        "extra": sum(size for _, _, size in found.values()) / smallest - 1,
+        "quantized_bytes": sum(size for key, (_, _, size) in found.items() if key in mine),
+        "quantized": len(eight),
+        "layers": len(weights),
+    }
+
+
+def _tensors(path: Path) -> dict[str, tuple[int, tuple[int, ...], int]]:
+    """{key: (bytes an element, shape, bytes)}."""
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    return {key: (t.element_size(), tuple(t.shape), t.nbytes) for key, t in tensors.items()}

@@ -1,0 +1,56 @@
+"""The contact sheet: for some prompts FP16, each method, and the difference made visible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from judge.scores import Score, Truth
+
+GAIN, ENLARGED, GAP, HEAD = 8, 4, 6, 58
+
+
+def contact_sheet(truth: Truth, drawn: list[tuple[Score, torch.Tensor]], path: Path, count: int = 3) -> None:
+    """The first prompts and the worst one; below each picture the difference from FP16, ``GAIN`` times.
+
+    worst: the prompt with the smallest PSNR of any method.
+    """
+    worst = min((score.psnr[i], i) for score, _ in drawn for i in range(len(score.psnr)))[1]
+    chosen = [*[i for i in range(len(truth.prompts)) if i != worst][:count], worst]
+    side = truth.pictures.shape[-1] * ENLARGED
+    size = ((side + GAP) * (len(drawn) + 1), HEAD + (2 * side + GAP) * len(chosen))
+    sheet = Image.new("RGB", size, (32, 32, 32))
+    pen = ImageDraw.Draw(sheet)
+    _write(pen, 0, "FP16", "")
+    for column, (score, _) in enumerate(drawn, 1):
+        _write(pen, column * (side + GAP), score.label, f"{sum(score.psnr) / len(score.psnr):.1f} dB")
+    for row, index in enumerate(chosen):
+        top = HEAD + row * (2 * side + GAP)
+        sheet.paste(_image(truth.pictures[index]), (0, top))
+        note = f"{truth.prompts[index].caption}{' (worst)' if index == worst else ''}"
+        pen.multiline_text((4, top + side + 4), _wrapped(note, 20), fill="white")
+        for column, (_, pictures) in enumerate(drawn, 1):
+            left = column * (side + GAP)
+            difference = (pictures[index] - truth.pictures[index]) * GAIN / 2 + 0.5
+            sheet.paste(_image(pictures[index]), (left, top))
+            sheet.paste(_image(difference.clamp(0, 1)), (left, top + side))
+    sheet.save(path, optimize=True)
+
+
+def _write(pen: ImageDraw.ImageDraw, left: int, label: str, note: str) -> None:
+    pen.multiline_text((left + 2, 2), f"{_wrapped(label, 20)}\n{note}", fill="white")
+
+
+def _wrapped(text: str, width: int) -> str:
+    lines = [""]
+    for word in text.split():
+        lines.append(word) if len(lines[-1]) + len(word) > width else lines.append(f"{lines.pop()} {word}".strip())
+    return "\n".join(lines)
+
+
+def _image(picture: torch.Tensor) -> Image.Image:
+    pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+    side = pixels.shape[0] * ENLARGED
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)

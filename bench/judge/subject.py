@@ -1,0 +1,85 @@
+"""One reference model, calibrated by the product's own wrapper and opened for conversion by its own loader."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from reference_models.architectures import Reference, register
+from reference_models.prompts import calibration_prompts
+from reference_models.sampling import BATCH, draw
+from rig import pack
+from rig.inprocess import load_comfy, load_model
+
+SESSION_SAVE_EVERY = 1000
+
+
+class Subject:
+    """A reference model under test.
+
+    Args:
+        reference: which.
+        pictures: how many to calibrate with, in runs of ``BATCH``.
+        calibration: which of the independent sets of calibration prompts.
+    """
+
+    def __init__(self, reference: Reference, pictures: int, calibration: int = 0) -> None:
+        load_comfy()
+        register()
+        pack.alias()
+        self.reference = reference
+        self.session = f"{reference.name}_{calibration}"
+        with torch.inference_mode():
+            self.model = load_model(reference.file)
+        began = time.perf_counter()
+        self._calibrate(pictures, calibration)
+        self.calibration_seconds = time.perf_counter() - began
+
+    def _calibrate(self, pictures: int, calibration: int) -> None:
+        from hswq.loader.calibrate import calibrated
+        from hswq.loader.store import path_of
+
+        path = path_of(self.session)
+        path.unlink(missing_ok=True)
+        prompts = calibration_prompts(pictures, calibration)
+        with torch.inference_mode():
+            watched = calibrated(self.model, path, SESSION_SAVE_EVERY, lambda _line: None)
+        for start in range(0, len(prompts), BATCH):
+            draw(watched, self.reference, prompts[start : start + BATCH])
+
+    def planned(self, plan: Callable[[Any], Any]) -> Path:
+        """The file of a plan, by the product's writer. ``plan``: (loader's Job) -> Plan."""
+        from hswq.hswq_core import no_progress
+        from hswq.loader.convert import Job
+
+        with torch.inference_mode():
+            job = Job(self.model, None, None, self.session)
+            made = plan(job)
+            target = job.target(f"{made.method}_{made.budget}", made.file_format, "")
+            return Path(job.write(target, made, no_progress)[0].path)
+
+    def converted(self, file_format: str, keep_ratio: float) -> Path:
+        """The file the Converter node writes."""
+        from hswq.hswq_core import no_progress
+        from hswq.loader.convert import Request, convert_model
+
+        request = Request(self.session, file_format, keep_ratio, "")
+        with torch.inference_mode():
+            return Path(convert_model(self.model, None, None, request, no_progress)[0].path)
+
+
+def open_stock(path: Path) -> Any:
+    """By ComfyUI's own Load Diffusion Model."""
+    with torch.inference_mode():
+        return load_model(path)
+
+
+def open_hswq(path: Path) -> Any:
+    """By HSWQ Diffusion Model Loader."""
+    from hswq.loader.open import open_diffusion_model
+
+    with torch.inference_mode():
+        return open_diffusion_model(path)

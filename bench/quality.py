@@ -1,0 +1,84 @@
+"""How good are the pictures? Every method on the trained reference models, judged against FP16.
+
+    nox -s quality                                       # all models, all methods
+    nox -s quality -- --models flux --prompts 8 --quick
+
+Each method writes a file by the product's own path (calibration wrapper, planner, writer, check), the loader
+people would use opens it, and ComfyUI samples prompts and seeds that calibration never saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from judge import report
+from judge.methods import METHODS
+from judge.scores import Truth, judge
+from judge.sheet import contact_sheet
+from judge.subject import Subject
+from reference_models.architectures import REFERENCES
+from rig import pack
+from rig.inprocess import load_comfy
+from tqdm import tqdm
+
+log = logging.getLogger("quality")
+
+
+def main() -> None:
+    """Judge, print the tables, write JSON, plot and contact sheets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=sorted(REFERENCES), default=sorted(REFERENCES))
+    parser.add_argument("--prompts", type=int, default=48, help="pictures to judge by")
+    parser.add_argument("--calibrate", type=int, default=32, help="pictures to calibrate with")
+    parser.add_argument("--calibration", type=int, default=0, help="which independent set of calibration prompts")
+    parser.add_argument("--quick", action="store_true", help="without the methods that take minutes")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--output", type=Path, default=pack.ROOT / "quality_output", help="folder for the results")
+    parser.add_argument("--against", type=Path, help="results.json of another run: exit 1 if they disagree")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    load_comfy()
+    logging.disable(logging.INFO)  # ComfyUI tells of every file it loads
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = {name: judged(name, options) for name in options.models}
+    settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "against")}
+    (options.output / "results.json").write_text(report.to_json(results, settings), encoding="utf-8")
+    report.plot(results, options.output / "quality.png")
+    for name, scores in results.items():
+        print(f"\n{REFERENCES[name].layout}\n\n{report.table(scores)}")
+    if options.against:
+        agree(results, options.against)
+
+
+def judged(name: str, options: argparse.Namespace) -> list[report.Score]:
+    """All methods on one model."""
+    methods = [method for method in METHODS if not (method.slow and options.quick)]
+    with tqdm(total=len(methods) + 2, bar_format="{n_fmt}/{total_fmt} {desc}", dynamic_ncols=True) as bar:
+        bar.set_description_str(f"{name}: drawing FP16")
+        truth = Truth.of(REFERENCES[name], options.prompts)
+        bar.update()
+        bar.set_description_str(f"{name}: calibrating")
+        subject = Subject(REFERENCES[name], options.calibrate, options.calibration)
+        bar.update()
+        drawn = []
+        for method in methods:
+            bar.set_description_str(f"{name}: {method.label}")
+            drawn.append(judge(method, subject, truth))
+            bar.update()
+    contact_sheet(truth, drawn, options.output / f"{name}.png")
+    return [score for score, _ in drawn]
+
+
+def agree(results: report.Results, other: Path) -> None:
+    """Compare with an earlier run."""
+    found = report.disagreements(results, report.from_json(other.read_text(encoding="utf-8")))
+    if found:
+        raise SystemExit(f"Differs from {other} by more than {report.AGREES_DB} dB:\n" + "\n".join(found))
+    print(f"\nAgrees with {other} to {report.AGREES_DB} dB.")
+
+
+if __name__ == "__main__":
+    main()
