@@ -17,9 +17,11 @@ from .grid import GRIDS
 from .observer import LAYER_KINDS
 from .plan import KEEP, QUANTIZE, Layer, LayerPlan, Plan, Progress, no_progress
 from .session import Session
+from .solve import Solution
 
 HEADER_KEY = "hswq"
 HEADER_VERSION = 1
+NONE: Mapping[str, Solution] = {}
 
 
 def source_layers(source: TensorSource, prefix: str, kinds: Mapping[str, str]) -> list[Layer]:
@@ -49,31 +51,53 @@ def source_layers(source: TensorSource, prefix: str, kinds: Mapping[str, str]) -
     return layers
 
 
-def output_tensors(source: TensorSource, prefix: str, plan: Plan) -> list[OutputTensor]:
-    """The file's tensors in the source's order: scale and marker directly after their weight."""
-    by_key = {f"{prefix}{layer.name}.weight": layer for layer in plan.layers}
-    return [t for key, info in source.entries.items() for t in _outputs(source, key, info, by_key.get(key), plan)]
+def output_tensors(
+    source: TensorSource, prefix: str, plan: Plan, solutions: Mapping[str, Solution] = NONE
+) -> list[OutputTensor]:
+    """The file's tensors in the source's order: scale and marker directly after their weight.
+
+    Args:
+        solutions: {layer name: codes and bias correction} of the quantized layers a method has rounded itself; the
+            others are rounded to nearest.
+    """
+    layers = {f"{prefix}{layer.name}.weight": layer for layer in plan.layers}
+    biases = {
+        f"{prefix}{layer.name}.bias": solutions[layer.name].bias
+        for layer in plan.layers
+        if layer.action == QUANTIZE and layer.name in solutions
+    }
+    found: list[OutputTensor] = []
+    for key, info in source.entries.items():
+        layer = layers.get(key)
+        if layer is not None and layer.action == QUANTIZE:
+            found += _quantized(source, key, info, layer, plan, solutions.get(layer.name))
+        elif (correction := biases.get(key)) is not None:
+            found.append(OutputTensor(key, info, partial(_corrected, source, key, correction)))
+        else:
+            found.append(_kept(source, key, info, layer))
+    return found
 
 
-def _outputs(
-    source: TensorSource, key: str, info: TensorInfo, layer: LayerPlan | None, plan: Plan
-) -> Iterator[OutputTensor]:
-    if layer is not None and layer.action == QUANTIZE:
-        yield from _quantized(source, key, info, layer, plan)
-        return
+def _corrected(source: TensorSource, key: str, correction: torch.Tensor) -> torch.Tensor:
+    bias = source.read(key)
+    return (bias.to(torch.float32) + correction.to(bias.device)).to(bias.dtype)
+
+
+def _kept(source: TensorSource, key: str, info: TensorInfo, layer: LayerPlan | None) -> OutputTensor:
     # A float32 source's kept layers become FP16; everything that is no layer survives as it is.
     if layer is not None and info.dtype == torch.float32:
-        yield OutputTensor(key, TensorInfo(torch.float16, info.shape), lambda: _half(source.read(key), layer.name))
-    else:
-        yield OutputTensor(key, info, lambda: source.read(key))
+        return OutputTensor(key, TensorInfo(torch.float16, info.shape), lambda: _half(source.read(key), layer.name))
+    return OutputTensor(key, info, lambda: source.read(key))
 
 
 def _quantized(
-    source: TensorSource, key: str, info: TensorInfo, layer: LayerPlan, plan: Plan
+    source: TensorSource, key: str, info: TensorInfo, layer: LayerPlan, plan: Plan, solution: Solution | None
 ) -> Iterator[OutputTensor]:
     grid, row = GRIDS[plan.grid], format_named(plan.file_format)
 
     def codes() -> torch.Tensor:
+        if solution is not None:
+            return solution.codes
         return grid.quantize(source.read(key), layer.amax, scaled=layer.scaled)[0]
 
     yield OutputTensor(key, TensorInfo(grid.dtype, info.shape), codes)
@@ -141,11 +165,15 @@ def write_plan(
     plan: Plan,
     session: Session,
     *,
+    solutions: Mapping[str, Solution] = NONE,
     progress: Progress = no_progress,
     check: Callable[[Path], None] | None = None,
 ) -> Conversion:
-    """Write the file a plan describes; see ``write_checkpoint`` for ``progress``, ``check`` and errors."""
-    tensors = output_tensors(source, prefix, plan)
+    """Write the file a plan describes.
+
+    See ``output_tensors`` for ``solutions`` and ``write_checkpoint`` for ``progress``, ``check`` and errors.
+    """
+    tensors = output_tensors(source, prefix, plan, solutions)
     metadata = header_metadata(source, plan, session)
     size = write_checkpoint(path, tensors, metadata, progress=progress, check=check)
     return Conversion(path, size, sum(info.nbytes for info in source.entries.values()), plan)

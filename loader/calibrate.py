@@ -7,9 +7,11 @@ OUTER_SAMPLE opens and closes a sampling run, APPLY_MODEL installs the hooks on 
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,17 @@ from comfy.patcher_extension import WrappersMP
 
 from ..hswq_core import HSWQError, LayerObserver, Session, SettingError
 from ..hswq_core.atomic import require_writable
+from ..hswq_core.states import DEFAULT_STATES, Sample, capture
 from .model import ModelInfo, input_channels, inspect_model, layer_modules
-from .store import add_to_session, new_session, open_session
+from .store import add_states, add_to_session, new_session, open_session
 
 log = logging.getLogger(__name__)
 
 _COMPILE_KEY = "torch.compile"
+# Arguments of ``apply_model`` after x and sigma, as ComfyUI hands them to its wrappers.
+_ARGUMENTS = ("c_concat", "c_crossattn", "control", "transformer_options")
+# What of transformer_options belongs to a call; the rest are patches, which the MODEL brings along.
+_OPTIONS = ("sample_sigmas",)
 
 
 class HookSet:
@@ -70,12 +77,16 @@ class Calibrator:
         path: the session's file.
         info: of the model the node got.
         save_every: model calls between saves within a run; the end of a run always saves.
+        sample: empty, for the model calls to keep.
         report: told one line after each save.
     """
 
-    def __init__(self, path: Path, info: ModelInfo, save_every: int, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, info: ModelInfo, save_every: int, sample: Sample, report: Callable[[str], None]
+    ) -> None:
         self.path, self.info, self.save_every, self.report = path, info, save_every, report
         self._part = new_session(info)
+        self._sample = sample
         self._hooks: dict[int, HookSet] = {}
         self._lock = threading.RLock()
         self._running = 0
@@ -112,8 +123,15 @@ class Calibrator:
         finally:
             with self._lock:
                 self._in_flight -= 1
+                if completed:
+                    self._offer(call_arguments(args, kwargs))
                 self._close_call(completed)
         return output
+
+    def _offer(self, arguments: dict[str, Any]) -> None:
+        """Each picture's share of the call may become a state."""
+        for row in range(len(arguments["x"])):
+            self._sample.offer(partial(capture, arguments, row, whole=frozenset(_OPTIONS)))
 
     def _close_call(self, completed: bool) -> None:
         self._part.calls += completed
@@ -154,21 +172,33 @@ class Calibrator:
                 self._part.calls,
             )
             self._part = new_session(self.info)
+            self._sample = self._sample.emptied()
         if not self._part.calls:
             return
         self._part.updated = time.time()
         try:
             whole = add_to_session(self.path, self._part, self.info)
+            self._part = new_session(self.info)
+            kept = add_states(self.path, self._sample, self.info)
         except (HSWQError, OSError) as error:
             log.error("HSWQ calibration: %s The statistics are kept in memory until the next save.", error)
             return
-        self._part = new_session(self.info)
-        self.report(describe(self.path, whole))
+        self._sample = self._sample.emptied(kept.ceiling)
+        self.report(describe(self.path, whole, kept))
 
 
-def describe(path: Path, session: Session) -> str:
-    """Status line: "session_01: SDXL, 794 layers, 312 calls, 8 images, saved 14:02"."""
-    return f"{path.stem}: {session.summary()}, saved {time.strftime('%H:%M', time.localtime(session.updated))}"
+def call_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """One flat dict of what ``apply_model`` was called with: x, sigma, conditions, and a call's own options."""
+    x, sigma, *rest = args
+    named = {**dict(zip(_ARGUMENTS, rest, strict=False)), **kwargs}
+    options = named.pop("transformer_options", None) or {}
+    return {"x": x, "sigma": sigma, **named, **{name: options.get(name) for name in _OPTIONS}}
+
+
+def describe(path: Path, session: Session, sample: Sample) -> str:
+    """Status line: "session_01: SDXL, 794 layers, 312 calls, 8 images, 32 states, saved 14:02"."""
+    clock = time.strftime("%H:%M", time.localtime(session.updated))
+    return f"{path.stem}: {session.summary()}, {len(sample.states)} states, saved {clock}"
 
 
 def refuse_compiled(patcher: Any) -> None:
@@ -185,8 +215,10 @@ def refuse_compiled(patcher: Any) -> None:
         )
 
 
-def calibrated(model: Any, path: Path, save_every: int, report: Callable[[str], None]) -> Any:
-    """A clone of ``model`` whose sampling runs are recorded in the session at ``path``.
+def calibrated(
+    model: Any, path: Path, save_every: int, report: Callable[[str], None], states: int = DEFAULT_STATES
+) -> Any:
+    """A clone of ``model`` whose sampling runs are recorded in the session at ``path``, with ``states`` model calls.
 
     Raises:
         HSWQError: compiled or quantized model, a session of another model, an unwritable folder.
@@ -194,9 +226,10 @@ def calibrated(model: Any, path: Path, save_every: int, report: Callable[[str], 
     refuse_compiled(model)
     info = inspect_model(model)
     require_writable(path.parent)
-    if path.exists():
-        open_session(path, info)
-    calibrator = Calibrator(path, info, save_every, report)
+    seen = open_session(path, info).calls if path.exists() else 0
+    # The same runs keep the same calls: which ones is random, but not by the clock.
+    rng = random.Random(f"{path.stem} {seen}")  # noqa: S311 - a sample, no secret
+    calibrator = Calibrator(path, info, save_every, Sample(states, rng=rng), report)
     clone = model.clone()
     key = f"hswq:{path}"  # two nodes of one session in series record once, of two sessions both record
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)

@@ -12,9 +12,11 @@ from ..hswq_core import Session, save_session
 from ..hswq_core.names import session_path
 from ..hswq_core.predecessor import import_predecessor, is_predecessor
 from ..hswq_core.session import parse_session, read_pt
+from ..hswq_core.states import Sample, load_states, save_states
 from .model import ModelInfo
 
 FOLDER = "hswq_stats"
+STATES_SUFFIX = ".states.safetensors"
 
 
 def sessions_folder() -> Path:
@@ -62,4 +64,29 @@ def add_to_session(path: Path, part: Session, info: ModelInfo) -> Session:
         else:
             whole = part
         save_session(whole, path)
+    return whole
+
+
+def states_path(session: Path) -> Path:
+    """Where the model calls of a session are."""
+    return session.with_suffix(STATES_SUFFIX)
+
+
+def add_states(session: Path, part: Sample, info: ModelInfo) -> Sample:
+    """Merge ``part`` into the states of the session at ``session`` and save them.
+
+    Returns:
+        All states as saved.
+
+    Raises:
+        SessionError: the file there is damaged or of another model.
+    """
+    if not part.capacity:
+        return part
+    path = states_path(session)
+    with FileLock(f"{session}.lock"):
+        whole = load_states(path, info.fingerprint, part.capacity) if path.exists() else Sample(part.capacity)
+        whole.merge(part)
+        if part.states:
+            save_states(whole, info.fingerprint, path)
     return whole

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..hswq_core.states import DEFAULT_STATES
 from ..loader.calibrate import calibrated
 from ..loader.store import path_of
 from .status import check_session_name, show_text
@@ -40,6 +41,15 @@ class HSWQCalibration(io.ComfyNode):
                     max=100000,
                     tooltip="Model calls between two saves within a run. The end of a run always saves.",
                 ),
+                io.Int.Input(
+                    "states",
+                    default=DEFAULT_STATES,
+                    min=0,
+                    max=1024,
+                    optional=True,
+                    tooltip="Model calls kept beside the statistics, a random sample of all runs. The converter runs "
+                    "the model on them again. 0: none.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model")],
             hidden=[io.Hidden.unique_id],
@@ -51,7 +61,7 @@ class HSWQCalibration(io.ComfyNode):
         return check_session_name(session)
 
     @classmethod
-    def execute(cls, model: Any, session: str, save_every: int) -> io.NodeOutput:
+    def execute(cls, model: Any, session: str, save_every: int, states: int = DEFAULT_STATES) -> io.NodeOutput:
         """Wrap a clone of the model."""
         report = partial(show_text, node_id=cls.hidden.unique_id)
-        return io.NodeOutput(calibrated(model, path_of(session), save_every, report))
+        return io.NodeOutput(calibrated(model, path_of(session), save_every, report, states))

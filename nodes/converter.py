@@ -8,7 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hswq_core import FORMATS, HSWQError
-from ..loader.convert import Request, convert_model
+from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT
+from ..loader.convert import METHODS, Request, convert_model
 from ..loader.store import path_of
 from .calibration import DEFAULT_SESSION
 from .status import check_session_name, node_progress, show_text
@@ -40,9 +41,19 @@ class HSWQConverter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "method",
-                    options=["hswq"],
+                    options=list(METHODS),
                     default="hswq",
-                    tooltip="hswq: keep the layers of largest output variance in FP16, clip-search the others.",
+                    tooltip="model_aware: runs the model on the calls that calibration kept, rounds each layer for its "
+                    "real inputs and keeps in FP16 what changes the output most for its size. "
+                    "hswq: keep the layers of largest output variance in FP16, clip-search the others.",
+                ),
+                io.Float.Input(
+                    "extra_percent",
+                    default=DEFAULT_EXTRA_PERCENT,
+                    min=0.0,
+                    max=100.0,
+                    step=0.5,
+                    tooltip="model_aware: how much larger the file may be than with every layer in 8 bits.",
                 ),
                 io.Float.Input(
                     "keep_ratio",
@@ -50,13 +61,13 @@ class HSWQConverter(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the layers kept in FP16. More is better and bigger.",
+                    tooltip="hswq: share of the layers kept in FP16. More is better and bigger.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="",
                     tooltip="Put before the file's name, with / for a subfolder. "
-                    "The rest is <model>_hswq_r<calls>_<keep ratio>_<format>.",
+                    "The rest is <model>_hswq_r<calls>_<budget>_<format>.",
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="With vae: write a whole checkpoint."),
                 io.Vae.Input("vae", optional=True, tooltip="With clip: write a whole checkpoint."),
@@ -92,6 +103,7 @@ class HSWQConverter(io.ComfyNode):
         session: str,
         format: str,
         method: str,
+        extra_percent: float,
         keep_ratio: float,
         filename_prefix: str = "",
         clip: Any = None,
@@ -100,7 +112,7 @@ class HSWQConverter(io.ComfyNode):
     ) -> io.NodeOutput:
         """Convert, show the report on the node."""
         node_id = cls.hidden.unique_id
-        request = Request(session, format, keep_ratio, filename_prefix)
+        request = Request(session, format, method, extra_percent, keep_ratio, filename_prefix)
         done, text = convert_model(model, clip, vae, request, node_progress(node_id))
         show_text(text, node_id)
         return io.NodeOutput(str(done.path), text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,33 @@ def refused(server, session: str, *words: str, **settings) -> None:
 
 def test_no_statistics_file(server):
     refused(server, "never_made", "never_made.pt", "no such file", "Calibration node first")
+
+
+def test_model_aware_without_recorded_calls(server, session):
+    folder = server.output / "hswq_stats"
+    shutil.copy(folder / f"{session}.pt", folder / "stateless.pt")
+    refused(
+        server,
+        "stateless",
+        "stateless.states.safetensors",
+        "no such file",
+        "states above 0",
+        "method hswq",
+        method="model_aware",
+    )
+
+
+def test_model_aware_with_calls_of_another_model(server, session):
+    folder = server.output / "hswq_stats"
+    server.client.run(flow.calibration(flow.prepare(server, "sd15", flow.CALIBRATE, session="strange"))).check()
+    shutil.copy(folder / f"{session}.pt", folder / "mixed.pt")
+    shutil.copy(folder / "strange.states.safetensors", folder / "mixed.states.safetensors")
+    refused(server, "mixed", "model calls of another model", "another session name", method="model_aware")
+
+
+def test_model_aware_with_too_few_calls(server):
+    server.client.run(flow.calibration(workflow(server, session="few", steps=2))).check()
+    refused(server, "few", "2 model calls", "at least 4", method="model_aware")
 
 
 def test_statistics_of_another_architecture(server, session):

@@ -195,6 +195,29 @@ def test_one_run_of_the_shipped_workflow_calibrates_and_converts(server):
     assert "= 26 layers" in report
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_model_aware_runs_the_recorded_calls_and_writes_a_file_that_opens(server, name):
+    settings = {"session": "aware_flow", "steps": 4}
+    workflow = flow.prepare(server, "flux", flow.CALIBRATE, **settings)
+    if not (server.output / "hswq_stats" / "aware_flow.pt").exists():
+        for seed in (1, 2):
+            server.client.run(flow.calibration(flow.prepare(server, "flux", flow.CALIBRATE, seed=seed, **settings)))
+    before = set(server.output.rglob("*.safetensors"))
+    convert = flow.conversion(server, workflow, format=name, method="model_aware", extra_percent=5.0)
+    report = server.client.run(convert).check().text()[-1]
+    assert "method model_aware 5" in report
+    assert "model output on unseen calls" in report
+    (file,) = set(server.output.rglob("*.safetensors")) - before
+    assert file.name.endswith(f"_hswq_r8_5pct_{name}.safetensors")
+    load = flow.prepare(server, "flux", flow.LOAD, steps=STEPS, seed=7)
+    pictures = []
+    for opened, stock in ((file.name, name == "comfy"), ("flux-tiny.safetensors", True)):
+        (image,) = server.client.run(flow.opening(load, opened, file.parent.name, stock=stock)).check().images()
+        pictures.append(np.asarray(Image.open(io.BytesIO(server.client.view(image))).convert("RGB")).astype(float))
+    assert pictures[0].std() > 5
+    assert np.sqrt(np.square(pictures[0] - pictures[1]).mean()) < 16
+
+
 def test_converting_again_follows_the_grown_session(server):
     settings = {"session": "grown", "steps": 2}
     workflow = flow.prepare(server, "flux", flow.CALIBRATE, **settings)

@@ -1,0 +1,204 @@
+"""States: a random sample of model calls, inputs only, from which the model can be run again and anything measured.
+
+A state is one picture's share of one call. Every share that calibration sees draws a random key, and the sample
+keeps those of the smallest keys: a uniform sample over all runs, and merging two samples gives the sample one would
+have drawn from both.
+
+File: safetensors beside the session. Tensors ``<i>/<argument>`` (a list's items ``<i>/<argument>/<n>``); metadata
+``hswq_states``: JSON {"version", "layout", "states": [{"key", "constants"}]}.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from bisect import insort
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .atomic import atomic_file
+from .errors import SessionError
+from .fingerprint import Fingerprint
+
+HEADER_KEY, VERSION = "hswq_states", 1
+DEFAULT_STATES = 32
+MAX_STATES = 4096
+Constant = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class State:
+    """One picture's share of one call.
+
+    Attributes:
+        key: random in [0, 1).
+        tensors: "x" [1, ...], "sigma" [1], and each further tensor argument by name, on the CPU.
+        constants: arguments that are no tensors.
+    """
+
+    key: float
+    tensors: dict[str, torch.Tensor]
+    constants: dict[str, Constant]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def arguments(self, device: torch.device | str) -> dict[str, Any]:
+        """Everything the model was called with, lists rebuilt, tensors on ``device``."""
+        found: dict[str, Any] = dict(self.constants)
+        for name in sorted(self.tensors, key=_list_order):
+            stem, _, item = name.partition("/")
+            tensor = self.tensors[name].to(device)
+            if item:
+                found.setdefault(stem, []).append(tensor)
+            else:
+                found[stem] = tensor
+        return found
+
+
+def _list_order(name: str) -> tuple[str, int]:
+    stem, _, item = name.partition("/")
+    return stem, int(item or 0)
+
+
+def capture(arguments: Mapping[str, Any], row: int, key: float, whole: frozenset[str] = frozenset()) -> State | None:
+    """Row ``row`` of a call, copied to the CPU; None if an argument cannot be kept (a ControlNet, a function).
+
+    Args:
+        arguments: "x" [B, ...], "sigma" [B] and others; tensors of batch B are cut to the row, tensors of another
+            first dimension are taken whole, None is left out, and lists of tensors are kept item by item.
+        whole: names of tensors that have no batch, whatever their length.
+    """
+    batch = len(arguments["x"])
+    tensors: dict[str, torch.Tensor] = {}
+    constants: dict[str, Constant] = {}
+    for name, value in arguments.items():
+        items = {f"{name}/{i}": item for i, item in enumerate(value)} if isinstance(value, list) else {name: value}
+        for label, item in items.items():
+            if isinstance(item, torch.Tensor):
+                cut = item[row : row + 1] if item.dim() and len(item) == batch and name not in whole else item
+                tensors[label] = cut.detach().to("cpu", copy=True).contiguous()
+            elif isinstance(item, Constant):
+                constants[label] = item
+            elif item is not None:
+                return None
+    return State(key, tensors, constants)
+
+
+class Sample:
+    """At most ``capacity`` states, those of the smallest keys, in order of key.
+
+    Args:
+        capacity: how many to keep; 0 keeps none.
+        ceiling: keys from here on are known not to belong to the whole that this sample will be merged into.
+        rng: draws the keys.
+    """
+
+    def __init__(self, capacity: int, ceiling: float = 1.0, rng: random.Random | None = None) -> None:
+        self.capacity, self._ceiling = capacity, ceiling
+        self.states: list[State] = []
+        self._rng = rng or random.Random()  # noqa: S311 - a sample, no secret
+
+    def emptied(self, ceiling: float = 1.0) -> Sample:
+        """A new sample that goes on drawing where this one stopped."""
+        return Sample(self.capacity, ceiling, self._rng)
+
+    @property
+    def ceiling(self) -> float:
+        """Keys from here on do not enter."""
+        full = self.capacity and len(self.states) == self.capacity
+        return self.states[-1].key if full else self._ceiling
+
+    def offer(self, make: Callable[[float], State | None]) -> None:
+        """Draw a key; if it belongs to the sample, ``make(key)`` gives the state, or None if it cannot be kept."""
+        key = self._rng.random()
+        if self.capacity and key < self.ceiling:
+            state = make(key)
+            if state is not None:
+                self._insert(state)
+
+    def merge(self, other: Sample) -> None:
+        """Add ``other``: the sample one would have drawn from both."""
+        for state in other.states:
+            self._insert(state)
+
+    def _insert(self, state: State) -> None:
+        insort(self.states, state, key=lambda s: s.key)
+        del self.states[self.capacity :]
+
+
+def save_states(sample: Sample, fingerprint: Fingerprint, path: Path) -> None:
+    """Write atomically. Raises FileError if the folder cannot be written to."""
+    tensors = {f"{i}/{name}": t for i, state in enumerate(sample.states) for name, t in state.tensors.items()}
+    entries = [{"key": state.key, "constants": state.constants} for state in sample.states]
+    header = {"version": VERSION, "layout": fingerprint.layout, "states": entries}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header)})
+
+
+def load_states(path: Path, fingerprint: Fingerprint, capacity: int) -> Sample:
+    """The states at ``path``.
+
+    Raises:
+        SessionError: missing, damaged, of a newer version, or of another model.
+    """
+    if not path.is_file():
+        raise SessionError(
+            f"States {path.name}",
+            got="no such file",
+            expected="model calls recorded by the Calibration node",
+            remedy="Set the Calibration node's states above 0 and generate once more, or choose method hswq.",
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER_KEY])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        sample = _parsed(header, tensors, capacity)
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    if header["layout"] != fingerprint.layout:
+        raise SessionError(
+            f"States {path.name}",
+            got="model calls of another model",
+            expected=f"those of the model the session was made with ({fingerprint.short})",
+            remedy="Use another session name for this model.",
+        )
+    return sample
+
+
+def _parsed(header: dict[str, Any], tensors: dict[str, torch.Tensor], capacity: int) -> Sample:
+    if header["version"] != VERSION:
+        raise ValueError(f"version {header['version']!r}, this release reads {VERSION}")
+    entries = header["states"]
+    if not isinstance(entries, list) or len(entries) > MAX_STATES:
+        raise ValueError(f"expected at most {MAX_STATES} states")
+    parts: list[dict[str, torch.Tensor]] = [{} for _ in entries]
+    for key, tensor in tensors.items():
+        number, _, name = key.partition("/")
+        if not number.isdecimal():
+            raise ValueError(f"tensor {key!r} of no state")
+        parts[int(number)][name] = tensor
+    sample = Sample(capacity)
+    for entry, part in zip(entries, parts, strict=True):
+        constants = entry["constants"]
+        if {"x", "sigma"} - set(part) or not all(isinstance(value, Constant) for value in constants.values()):
+            raise ValueError("a state without x and sigma, or with a constant of another kind")
+        sample._insert(State(float(entry["key"]), part, constants))
+    return sample
+
+
+def _damaged(path: Path, what: str) -> SessionError:
+    return SessionError(
+        f"States {path.name}",
+        got=f"an unreadable file ({what})",
+        expected="model calls recorded by the Calibration node",
+        remedy=f"Delete {path.name} and generate once more with the Calibration node.",
+    )

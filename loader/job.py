@@ -1,0 +1,102 @@
+"""A connected MODEL, opened for conversion: its session, its tensors, and the file it becomes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+import torch
+
+from ..hswq_core import Conversion, Layer, Plan, Progress, format_named, report, source_layers, write_plan
+from ..hswq_core.atomic import require_writable
+from ..hswq_core.names import describe, output_path
+from ..hswq_core.solve import Solution
+from ..hswq_core.states import MAX_STATES, State, load_states
+from .model import inspect_model
+from .source import ModelSource
+from .store import open_session, path_of, states_path
+from .verify import verify_file
+
+log = logging.getLogger(__name__)
+
+# float32 weight, its absolute values, bin numbers, importance (8 bytes), codes, error: counted in the code.
+SEARCH_BYTES_PER_WEIGHT = 32
+
+
+class Job:
+    """A connected MODEL, opened for conversion with its session: everything a method plans with.
+
+    Attributes:
+        model: the MODEL.
+        info: its identity.
+        session: its statistics.
+        source: its tensors, LoRAs merged.
+        layers: every Linear and Conv2d, in the source's order.
+        read: the weight of a layer, on the device that searches.
+
+    Raises:
+        HSWQError: missing or foreign statistics, a quantized model, only one of clip and vae.
+    """
+
+    def __init__(self, model: Any, clip: Any, vae: Any, session: str) -> None:
+        path = path_of(session)
+        self.model = model
+        self.info = inspect_model(model)
+        self.session = open_session(path, self.info)
+        self.session.require_statistics(f"Session {session}")
+        self.source = ModelSource(model, self.info, clip, vae)
+        self.layers = source_layers(self.source, self.source.prefix, self.info.kinds)
+        self.read = _reader(self.source, self.layers)
+        self._states = states_path(path)
+
+    def states(self) -> list[State]:
+        """The recorded model calls of the session. Raises SessionError if there is no file of them."""
+        return load_states(self._states, self.info.fingerprint, MAX_STATES).states
+
+    def target(self, budget: str, file_format: str, prefix: str) -> Path:
+        """A file name of its own in the folder stock loaders look in. Raises FileError if it is not writable."""
+        name = f"{self.source.name}_{describe(self.session.calls, budget, file_format)}"
+        target = output_path(output_folder(whole=self.source.whole), prefix, name)
+        require_writable(target.parent)
+        return target
+
+    def write(
+        self, target: Path, plan: Plan, progress: Progress, solutions: Mapping[str, Solution] | None = None
+    ) -> tuple[Conversion, str]:
+        """Write and check the file of a plan; returns it and a report."""
+        done = write_plan(
+            target,
+            self.source,
+            self.source.prefix,
+            plan,
+            self.session,
+            solutions=solutions or {},
+            progress=progress,
+            check=lambda temporary: verify_file(temporary, plan, format_named(plan.file_format)),
+        )
+        log.info("HSWQ: %s: %s", done.path.name, plan.accounting())
+        return done, report(done, self.session)
+
+
+def _reader(source: ModelSource, layers: list[Layer]) -> Callable[[Layer], torch.Tensor]:
+    """Weights on the GPU, if there is one, with room made for the search on the largest layer.
+
+    Apple's MPS has no float64, which the search sums in: there the CPU searches.
+    """
+    device = comfy.model_management.get_torch_device()
+    if device.type == "mps":
+        device = torch.device("cpu")
+    if device.type != "cpu":
+        largest = max((math.prod(layer.shape) for layer in layers), default=0)
+        comfy.model_management.free_memory(largest * SEARCH_BYTES_PER_WEIGHT, device)
+    return lambda layer: source.read(f"{source.prefix}{layer.name}.weight").to(device)
+
+
+def output_folder(*, whole: bool) -> Path:
+    """``output/checkpoints`` or ``output/diffusion_models``: ComfyUI's loaders list both."""
+    return Path(folder_paths.get_output_directory()) / ("checkpoints" if whole else "diffusion_models")

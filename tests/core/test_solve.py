@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hswq.hswq_core import FLOAT8_E4M3FN, Layer, LayerError
+from hswq.hswq_core.budget import check_extra_percent, choose_kept
+from hswq.hswq_core.errors import SettingError
+from hswq.hswq_core.gram import Gram, Moments, output_error
+from hswq.hswq_core.solve import COMPENSATED, NEAREST, Solution, bias_correction, solve
+
+GRID = FLOAT8_E4M3FN
+
+
+def moments(x: torch.Tensor) -> Moments:
+    gram = Gram("l", x.shape[1])
+    gram.add(x)
+    return gram.moments()
+
+
+def inputs(width: int, rows: int, shift: float = 0.0) -> torch.Tensor:
+    """Correlated rows, as activations are."""
+    mixing = torch.randn(8, width, generator=torch.Generator().manual_seed(7))
+    return torch.randn(rows, 8) @ mixing + 0.3 * torch.randn(rows, width) + shift
+
+
+def solved(
+    w: torch.Tensor, fit: torch.Tensor, held: torch.Tensor, *, scaled: bool = True, bias: bool = False
+) -> Solution:
+    layer = Layer("l", "Linear" if w.dim() == 2 else "Conv2d", tuple(w.shape), w.dtype)
+    return solve(layer, w, moments(fit), moments(held), scaled=scaled, grid=GRID, has_bias=bias)
+
+
+def weight_of(found: Solution) -> torch.Tensor:
+    return GRID.dequantize(found.codes, GRID.scale(found.amax) if found.scaled else None)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("shape", [(32, 48), (16, 4, 3, 3)])
+def test_compensation_wins_on_inputs_it_has_not_seen(shape, scaled):
+    w = torch.randn(shape) * 0.1
+    width = w[0].numel()
+    found = solved(w, inputs(width, 4000), inputs(width, 1000), scaled=scaled)
+    assert found.how == COMPENSATED
+    assert found.codes.dtype == GRID.dtype
+    assert found.codes.shape == w.shape
+    assert found.error < 0.3 * found.nearest_error
+
+
+def test_errors_are_those_of_the_stored_codes():
+    w, held = torch.randn(32, 48), inputs(48, 1000)
+    found = solved(w, inputs(48, 4000), held)
+    wanted = output_error(weight_of(found) - w, moments(held).gram) / output_error(w, moments(held).gram)
+    assert found.error == pytest.approx(wanted, rel=1e-4)
+    nearest = GRID.fake_quantize(w, found.amax, scaled=True)
+    wanted = output_error(nearest - w, moments(held).gram) / output_error(w, moments(held).gram)
+    assert found.nearest_error == pytest.approx(wanted, rel=1e-4)
+
+
+def test_inputs_of_another_kind_give_nearest():
+    """Rounded for inputs that never come: compensation loses on those that do."""
+    w = torch.randn(32, 48)
+    found = solved(w, inputs(48, 4000), torch.randn(1000, 48))
+    assert found.how == NEAREST
+    assert torch.equal(weight_of(found), GRID.fake_quantize(w, found.amax, scaled=True))
+    assert found.error == found.nearest_error
+
+
+def test_few_rows_are_hardly_believed():
+    """With as many columns as a hundred rows' worth the rounding is almost nearest."""
+    w = torch.randn(64, 512)
+    nearest = GRID.fake_quantize(w, w.abs().max().item(), scaled=True)
+    few, many = (solved(w, inputs(512, rows), inputs(512, 2000)) for rows in (4, 4000))
+    changed = [(weight_of(found) != nearest).float().mean().item() for found in (few, many)]
+    assert changed[0] < changed[1] / 2
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_largest_weight_keeps_the_scale(scaled):
+    """ComfyUI requantizes small layers with a scale measured anew: the same one."""
+    w = torch.randn(32, 48)
+    found = solved(w, inputs(48, 4000), inputs(48, 1000), scaled=scaled)
+    rounded = weight_of(found)
+    if scaled:
+        assert rounded.abs().max().item() == pytest.approx(w.abs().max().item(), rel=1e-6)
+        again = GRID.quantize(rounded, rounded.abs().max().item(), scaled=True)[0]
+        assert torch.equal(again.float(), found.codes.float())
+    else:
+        assert found.amax == GRID.max
+
+
+def test_the_bias_takes_up_the_mean_change():
+    w, fit, held = torch.randn(32, 48), inputs(48, 4000, 2.0), inputs(48, 1000, 2.0)
+    found = solved(w, fit, held, bias=True)
+    delta = weight_of(found) - w
+    torch.testing.assert_close(found.bias, -(delta @ fit.mean(0)), atol=1e-5, rtol=1e-4)
+    changed = (held @ delta.T).square().mean()
+    corrected = (held @ delta.T + found.bias).square().mean()
+    assert corrected < changed
+
+
+def test_no_bias_where_there_is_none_to_correct_or_it_does_not_help():
+    w = torch.randn(32, 48)
+    assert solved(w, inputs(48, 400), inputs(48, 400)).bias is None
+    delta = torch.randn(32, 48) * 0.01
+    fit, held = moments(inputs(48, 400, 1.0)), moments(inputs(48, 400, -1.0))
+    assert bias_correction(delta, fit, held) is None
+    assert bias_correction(delta, fit, fit) is not None
+
+
+def test_a_grouped_convolution_is_rounded_to_nearest():
+    w = torch.randn(16, 2, 3, 3)  # two groups of two channels: its inputs have 36 columns
+    fit, held = inputs(36, 4000, 1.0), inputs(36, 1000, 1.0)
+    found = solved(w, fit, held, bias=True)
+    assert found.how == NEAREST
+    delta = (weight_of(found) - w).flatten(1)
+    change = torch.cat([held[:, :18] @ delta[:8].T, held[:, 18:] @ delta[8:].T], 1)
+    signal = torch.cat([held[:, :18] @ w[:8].flatten(1).T, held[:, 18:] @ w[8:].flatten(1).T], 1)
+    assert found.error == pytest.approx((change.square().sum() / signal.square().sum()).item(), rel=1e-3)
+    assert (change + found.bias).square().mean() < change.square().mean()
+
+
+def test_a_weight_that_is_not_finite_is_an_error_that_names_the_layer():
+    w = torch.randn(32, 48)
+    w[0, 0] = torch.nan
+    with pytest.raises(LayerError, match="Layer l, weight: got NaN"):
+        solved(w, inputs(48, 100), inputs(48, 100))
+
+
+def test_the_largest_change_per_byte_is_kept_first():
+    change = {"a": 8.0, "b": 6.0, "c": 1.0, "d": 0.0}
+    cost = {"a": 8, "b": 3, "c": 2, "d": 1}
+    assert choose_kept(change, cost, 0) == set()
+    assert choose_kept(change, cost, 3) == {"b"}
+    assert choose_kept(change, cost, 5) == {"b", "c"}  # a does not fit, c does
+    assert choose_kept(change, cost, 11) == {"a", "b"}
+    assert choose_kept(change, cost, 99) == {"a", "b", "c"}  # nothing is won by keeping d
+
+
+def test_equal_changes_are_kept_in_order_of_name():
+    assert choose_kept({"b": 1.0, "a": 1.0}, {"a": 1, "b": 1}, 1) == {"a"}
+
+
+@pytest.mark.parametrize("extra", [-1.0, 101.0, float("nan")])
+def test_a_budget_out_of_range_is_an_error(extra):
+    with pytest.raises(SettingError, match="extra_percent"):
+        check_extra_percent(extra)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+from hswq.hswq_core import Fingerprint, SessionError
+from hswq.hswq_core.states import HEADER_KEY, MAX_STATES, Sample, State, capture, load_states, save_states
+from safetensors.torch import load_file, save_file
+
+PRINT = Fingerprint("a" * 64, torch.zeros(4))
+
+
+def call(batch: int = 3) -> dict[str, object]:
+    return {
+        "x": torch.randn(batch, 4, 8, 8),
+        "sigma": torch.rand(batch),
+        "c_crossattn": torch.randn(batch, 5, 6).half(),
+        "y": torch.randn(1, 7),
+        "control": None,
+        "num_tokens": 5,
+        "ref_latents": [torch.randn(batch, 4, 2, 2) for _ in range(12)],
+        "sample_sigmas": torch.arange(float(batch)),
+    }
+
+
+def state(key: float, mark: float = 0.0) -> State:
+    return State(key, {"x": torch.full((1, 2), mark), "sigma": torch.ones(1)}, {})
+
+
+def keys(sample: Sample) -> list[float]:
+    return [s.key for s in sample.states]
+
+
+def test_a_state_is_one_row_of_a_call_and_gives_its_arguments_back():
+    arguments = call()
+    kept = capture(arguments, 1, 0.5, whole=frozenset({"sample_sigmas"}))
+    again = kept.arguments("cpu")
+    assert torch.equal(again["x"], arguments["x"][1:2])
+    assert torch.equal(again["sigma"], arguments["sigma"][1:2])
+    assert torch.equal(again["c_crossattn"], arguments["c_crossattn"][1:2])
+    assert again["c_crossattn"].dtype == torch.float16
+    assert torch.equal(again["y"], arguments["y"])  # one for all rows
+    assert torch.equal(again["sample_sigmas"], arguments["sample_sigmas"])  # as long as the batch, and no batch
+    assert again["num_tokens"] == 5
+    assert "control" not in again
+    assert len(again["ref_latents"]) == 12
+    assert all(torch.equal(a, b[1:2]) for a, b in zip(again["ref_latents"], arguments["ref_latents"], strict=True))
+
+
+def test_a_state_is_a_copy():
+    arguments = call()
+    kept = capture(arguments, 0, 0.5)
+    arguments["x"].zero_()
+    assert kept.tensors["x"].any()
+    assert kept.nbytes == sum(tensor.nbytes for tensor in kept.tensors.values())
+
+
+@pytest.mark.parametrize("value", [{"output": [torch.ones(1)]}, lambda: None, [torch.ones(1), {}]])
+def test_what_cannot_be_kept_makes_no_state(value):
+    assert capture({**call(), "control": value}, 0, 0.5) is None
+
+
+def test_the_smallest_keys_stay():
+    sample = Sample(3, rng=random.Random(0))
+    drawn = []
+
+    def make(key: float) -> State:
+        drawn.append(key)
+        return state(key)
+
+    stream = random.Random(0)
+    every = [stream.random() for _ in range(50)]
+    for _ in range(50):
+        sample.offer(make)
+    assert keys(sample) == sorted(every)[:3]
+    assert len(drawn) < 20  # a call that cannot enter costs nothing
+
+
+def test_every_call_is_as_likely_to_stay():
+    hits = torch.zeros(20)
+    for seed in range(2000):
+        sample = Sample(5, rng=random.Random(seed))
+        for number in range(20):
+            sample.offer(lambda key, number=number: state(key, number))
+        for kept in sample.states:
+            hits[int(kept.tensors["x"][0, 0])] += 1
+    # 500 expected, standard deviation 19
+    assert (hits - 500).abs().max() < 100
+
+
+def test_merged_halves_are_the_sample_of_the_whole():
+    every = [state(key) for key in torch.rand(40, generator=torch.Generator().manual_seed(1)).tolist()]
+    whole, first, second = Sample(8), Sample(8), Sample(8)
+    for i, one in enumerate(every):
+        whole._insert(one)
+        (first if i % 3 else second)._insert(one)
+    first.merge(second)
+    assert keys(first) == keys(whole) == sorted(s.key for s in every)[:8]
+
+
+def test_a_part_knows_what_cannot_enter_the_whole():
+    part = Sample(4, ceiling=0.1, rng=random.Random(0))
+    for _ in range(100):
+        part.offer(state)
+    assert part.states
+    assert all(key < 0.1 for key in keys(part))
+    assert Sample(4, ceiling=0.1).ceiling == 0.1
+
+
+def test_no_capacity_keeps_nothing():
+    sample = Sample(0)
+    sample.offer(state)
+    sample.merge(_with(Sample(2), state(0.1)))
+    assert sample.states == []
+
+
+def _with(sample: Sample, *states: State) -> Sample:
+    for one in states:
+        sample._insert(one)
+    return sample
+
+
+def test_a_file_gives_the_same_states_back(tmp_path):
+    path = tmp_path / "s.states.safetensors"
+    sample = _with(Sample(4), *(capture(call(), row, 0.1 * row + 1 / 3) for row in range(3)))
+    save_states(sample, PRINT, path)
+    again = load_states(path, PRINT, 4)
+    assert keys(again) == keys(sample)
+    for one, other in zip(sample.states, again.states, strict=True):
+        assert one.constants == other.constants
+        assert one.tensors.keys() == other.tensors.keys()
+        assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+    assert keys(load_states(path, PRINT, 2)) == keys(sample)[:2]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_no_file_another_model_and_damage_are_errors_with_a_remedy(tmp_path):
+    path = tmp_path / "s.states.safetensors"
+    with pytest.raises(SessionError, match=r"got no such file.*states above 0"):
+        load_states(path, PRINT, 4)
+    save_states(_with(Sample(4), state(0.5)), PRINT, path)
+    with pytest.raises(SessionError, match="got model calls of another model"):
+        load_states(path, Fingerprint("b" * 64, torch.zeros(4)), 4)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(SessionError, match=r"unreadable file.*Delete s.states.safetensors"):
+        load_states(path, PRINT, 4)
+
+
+def _wrong(header: dict, tensors: dict) -> list[tuple[dict, dict]]:
+    one = header["states"][0]
+    return [
+        ({**header, "version": 2}, tensors),
+        ({**header, "states": [one] * (MAX_STATES + 1)}, tensors),
+        ({**header, "states": {}}, tensors),
+        ({**header, "states": []}, tensors),
+        ({**header, "states": [{**one, "constants": {"n": [1]}}]}, tensors),
+        ({**header, "states": [{"constants": {}}]}, tensors),
+        ({"version": 1}, tensors),
+        (header, {"0/x": tensors["0/x"]}),
+        (header, {**tensors, "-1/y": torch.ones(1)}),
+        (header, {**tensors, "7/y": torch.ones(1)}),
+    ]
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_a_header_that_lies_is_an_error(tmp_path, number):
+    path = tmp_path / "s.states.safetensors"
+    save_states(_with(Sample(4), state(0.5)), PRINT, path)
+    header = {
+        "version": 1,
+        "layout": PRINT.layout,
+        "states": [{"key": 0.5, "constants": {}}],
+    }
+    header, tensors = _wrong(header, load_file(path))[number]
+    save_file(tensors, path, metadata={HEADER_KEY: json.dumps(header)})
+    with pytest.raises(SessionError, match="unreadable file"):
+        load_states(path, PRINT, 4)
+
+
+def test_a_file_without_the_header_is_an_error(tmp_path):
+    path = tmp_path / "s.states.safetensors"
+    save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(SessionError, match="KeyError"):
+        load_states(path, PRINT, 4)
