@@ -18,10 +18,9 @@ from judge import report
 from judge.methods import METHODS
 from judge.scores import Truth, judge
 from judge.sheet import contact_sheet
-from judge.subject import Subject
+from judge.subject import Subject, prepare
 from reference_models.architectures import REFERENCES
 from rig import pack
-from rig.inprocess import load_comfy
 from tqdm import tqdm
 
 log = logging.getLogger("quality")
@@ -30,25 +29,31 @@ log = logging.getLogger("quality")
 def main() -> None:
     """Judge, print the tables, write JSON, plot and contact sheets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=sorted(REFERENCES), default=sorted(REFERENCES))
+    parser.add_argument("--models", nargs="*", choices=sorted(REFERENCES), default=sorted(REFERENCES))
     parser.add_argument("--prompts", type=int, default=48, help="pictures to judge by")
     parser.add_argument("--calibrate", type=int, default=32, help="pictures to calibrate with")
     parser.add_argument("--calibration", type=int, default=0, help="which independent set of calibration prompts")
     parser.add_argument("--quick", action="store_true", help="without the methods that take minutes")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--output", type=Path, default=pack.ROOT / "quality_output", help="folder for the results")
+    parser.add_argument("--add", type=Path, nargs="+", default=[], help="results.json of other models, to show beside")
     parser.add_argument("--against", type=Path, help="results.json of another run: exit 1 if they disagree")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    load_comfy()
+    prepare()
     logging.disable(logging.INFO)  # ComfyUI tells of every file it loads
     options.output.mkdir(parents=True, exist_ok=True)
-    results = {name: judged(name, options) for name in options.models}
-    settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "against")}
+    results = {}
+    for other in options.add:
+        results |= report.from_json(other.read_text(encoding="utf-8"))
+    results |= {name: judged(name, options) for name in options.models}
+    settings = {key: getattr(options, key) for key in ("prompts", "calibrate", "calibration", "threads")}
     (options.output / "results.json").write_text(report.to_json(results, settings), encoding="utf-8")
-    report.plot(results, options.output / "quality.png")
+    titles = {name: REFERENCES[name].layout for name in results}
+    report.plot(results, titles, options.output / "quality.png")
     for name, scores in results.items():
-        print(f"\n{REFERENCES[name].layout}\n\n{report.table(scores)}")
+        print(f"\n{titles[name]}\n\n{report.table(scores)}")
+    print(f"\n{report.summary(results, titles)}")
     if options.against:
         agree(results, options.against)
 
@@ -68,7 +73,9 @@ def judged(name: str, options: argparse.Namespace) -> list[report.Score]:
             bar.set_description_str(f"{name}: {method.label}")
             drawn.append(judge(method, subject, truth))
             bar.update()
-    contact_sheet(truth, drawn, options.output / f"{name}.png")
+    # Formats of one method look alike: of each the v2 file, or the only one.
+    shown = [row for row in drawn if not row[0].method.endswith((" v1", " comfy"))]
+    contact_sheet(truth, shown, options.output / f"{name}.png")
     return [score for score, _ in drawn]
 
 

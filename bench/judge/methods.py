@@ -61,15 +61,16 @@ def published(subject: Subject, file_format: str, keep_ratio: float) -> Path:
     )
 
 
-def converter(subject: Subject, file_format: str, keep_ratio: float) -> Path:
-    """HSWQ Converter as the node runs it: first, last and tiny layers are excluded."""
-    return subject.converted(file_format, keep_ratio)
+def converter(subject: Subject, file_format: str, method: str, **budget: float) -> Path:
+    """HSWQ Converter as the node runs it."""
+    return subject.converted(file_format, method, **budget)
 
 
 def _ours(file_format: str) -> Callable[[Path], Any]:
     return open_stock if file_format == "comfy" else open_hswq
 
 
+FORMATS = ("v1", "v2", "comfy")
 METHODS = (
     Method("cast", "plain cast", partial(nearest, file_format="v1"), open_hswq),
     Method("nearest v2", "scaled nearest, v2", partial(nearest, file_format="v2"), open_hswq),
@@ -82,16 +83,26 @@ METHODS = (
             open_hswq,
         )
         for keep in (0.10, 0.25)
-        for form in ("v1", "v2")
+        for form in ("v1", "v2")  # its author's formats
     ),
     *(
         Method(
-            f"converter 0.25 {form}",
-            f"HSWQ Converter, keep 0.25, {form}",
-            partial(converter, file_format=form, keep_ratio=0.25),
+            f"hswq 0.25 {form}",
+            f"Converter, hswq, keep 0.25, {form}",
+            partial(converter, file_format=form, method="hswq", keep_ratio=0.25),
             _ours(form),
         )
-        for form in ("v1", "v2", "comfy")
+        for form in FORMATS
+    ),
+    *(
+        Method(
+            f"model_aware {extra} {form}",
+            f"Converter, model_aware, +{extra} %, {form}",
+            partial(converter, file_format=form, method="model_aware", extra_percent=extra),
+            _ours(form),
+        )
+        for extra in (1, 3, 17)
+        for form in FORMATS
     ),
     Method("convert-to-quant", "convert-to-quant 1.3.4, defaults", convert_to_quant, open_stock, slow=True),
     Method("int8 convrot", "INT8 ConvRot W8A8, Linears", int8_convrot, open_stock),

@@ -85,7 +85,7 @@ def _group(columns: int) -> int:
 
 
 def _target(subject: Subject, name: str) -> Path:
-    from hswq.loader.convert import output_folder
+    from hswq.loader.job import output_folder
 
     folder = Path(output_folder(whole=False))
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from judge.scores import Score
 
 Results = dict[str, list[Score]]
 AGREES_DB = 0.05
+MARKS = {"v1": "o", "v2": "s", "comfy": "^"}
 
 
 def to_json(results: Results, settings: dict[str, Any]) -> str:
@@ -44,6 +45,25 @@ def table(scores: list[Score]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     return "\n".join([*head, *(_line(score) for score in scores)])
+
+
+def summary(results: Results, titles: dict[str, str]) -> str:
+    """Markdown, all models side by side: extra bytes, mean PSNR and its 5th percentile in dB, mean SSIM."""
+    labels = dict.fromkeys(score.label for scores in results.values() for score in scores)
+    found = {(name, score.label): score for name, scores in results.items() for score in scores}
+    head = " | ".join(f"{titles[name]}: bytes | PSNR (5 %) | SSIM" for name in results)
+    lines = [f"| method | {head} |", f"|---{'|--:|--:|--:' * len(results)}|"]
+    for label in labels:
+        cells = [_cells(found.get((name, label))) for name in results]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cells(score: Score | None) -> str:
+    if score is None:
+        return "- | - | -"
+    mean, low = np.mean(score.psnr), np.percentile(score.psnr, 5)
+    return f"{score.extra:+.1%} | {mean:.1f} ({low:.1f}) | {np.mean(score.ssim):.4f}"
 
 
 def _line(score: Score) -> str:
@@ -75,21 +95,32 @@ def disagreements(one: Results, other: Results) -> list[str]:
     return found
 
 
-def plot(results: Results, path: Path) -> None:
-    """Mean and 5th percentile of PSNR over extra bytes, one panel a model."""
+def plot(results: Results, titles: dict[str, str], path: Path) -> None:
+    """PSNR over extra bytes, one panel a model: a mark at the mean, a line down to the 5th percentile."""
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(6.5 * len(results), 5), squeeze=False)
+    groups = list(dict.fromkeys(_group(score)[0] for scores in results.values() for score in scores))
+    colours = dict(zip(groups, mpl.colormaps["tab10"].colors, strict=False))
+    figure, axes = plt.subplots(1, len(results), figsize=(5.5 * len(results), 5.5), squeeze=False)
     for axis, (name, scores) in zip(axes[0], results.items(), strict=True):
         for score in scores:
-            mean, low = np.mean(score.psnr), np.percentile(score.psnr, 5)
-            (line,) = axis.plot([100 * score.extra] * 2, [mean, low], alpha=0.5)
-            axis.plot(100 * score.extra, mean, "o", color=line.get_color(), label=score.label)
-        axis.set(title=name, xlabel="bytes beyond all layers in 8 bits, %", ylabel="PSNR against FP16, dB (to 5th pct)")
+            group, form = _group(score)
+            x, mean, low = 100 * score.extra, np.mean(score.psnr), np.percentile(score.psnr, 5)
+            axis.plot([x, x], [low, mean], color=colours[group], alpha=0.4)
+            axis.plot(x, mean, MARKS.get(form, "D"), color=colours[group], markersize=7)
+        axis.set(title=titles[name], xlabel="bytes beyond every layer in 8 bits, %", ylabel="PSNR against FP16, dB")
         axis.grid(alpha=0.3)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=8)
-    figure.tight_layout(rect=(0, 0.2, 1, 1))
-    figure.savefig(path, dpi=90)
+    marks = [plt.Line2D([], [], color=colour, marker="o", linestyle="", label=g) for g, colour in colours.items()]
+    marks += [plt.Line2D([], [], color="grey", marker=m, linestyle="", label=f) for f, m in MARKS.items()]
+    figure.legend(handles=marks, loc="lower center", ncols=3, fontsize=9)
+    figure.tight_layout(rect=(0, 0.05 + 0.045 * (len(marks) // 3), 1, 1))
+    figure.savefig(path, dpi=80)
     plt.close(figure)
+
+
+def _group(score: Score) -> tuple[str, str]:
+    """(what shares a colour: the label without format and budget, format)."""
+    words = score.label.split(", ")
+    form = words.pop() if words[-1] in MARKS else ""
+    return ", ".join(word for word in words if not word.endswith("%")), form

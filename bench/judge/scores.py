@@ -15,7 +15,7 @@ from reference_models.sampling import Call, call_error, draw, record
 from safetensors import safe_open
 
 from judge.methods import Method
-from judge.subject import Subject, open_stock
+from judge.subject import Subject, open_stock, prepare
 
 RECORDED_PROMPTS = 8
 SSIM_WINDOW = 11
@@ -35,6 +35,7 @@ class Truth:
     @classmethod
     def of(cls, reference: Reference, count: int) -> Truth:
         """Draw ``count`` evaluation prompts with the stock loader's model."""
+        prepare()
         model, prompts = open_stock(reference.file), evaluation_prompts(count)
         calls = record(model, reference, prompts[:RECORDED_PROMPTS])
         return cls(reference, prompts, draw(model, reference, prompts), calls)

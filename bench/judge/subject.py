@@ -17,6 +17,13 @@ from rig.inprocess import load_comfy, load_model
 SESSION_SAVE_EVERY = 1000
 
 
+def prepare() -> None:
+    """ComfyUI in this process, knowing the reference models and the pack; again: nothing happens."""
+    load_comfy()
+    register()
+    pack.alias()
+
+
 class Subject:
     """A reference model under test.
 
@@ -27,9 +34,7 @@ class Subject:
     """
 
     def __init__(self, reference: Reference, pictures: int, calibration: int = 0) -> None:
-        load_comfy()
-        register()
-        pack.alias()
+        prepare()
         self.reference = reference
         self.session = f"{reference.name}_{calibration}"
         with torch.inference_mode():
@@ -53,7 +58,7 @@ class Subject:
     def planned(self, plan: Callable[[Any], Any]) -> Path:
         """The file of a plan, by the product's writer. ``plan``: (loader's Job) -> Plan."""
         from hswq.hswq_core import no_progress
-        from hswq.loader.convert import Job
+        from hswq.loader.job import Job
 
         with torch.inference_mode():
             job = Job(self.model, None, None, self.session)
@@ -61,12 +66,12 @@ class Subject:
             target = job.target(f"{made.method}_{made.budget}", made.file_format, "")
             return Path(job.write(target, made, no_progress)[0].path)
 
-    def converted(self, file_format: str, keep_ratio: float) -> Path:
+    def converted(self, file_format: str, method: str, **budget: float) -> Path:
         """The file the Converter node writes."""
         from hswq.hswq_core import no_progress
         from hswq.loader.convert import Request, convert_model
 
-        request = Request(self.session, file_format, keep_ratio, "")
+        request = Request(self.session, file_format, method, **budget)
         with torch.inference_mode():
             return Path(convert_model(self.model, None, None, request, no_progress)[0].path)
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from reference_models.captions import WIDTH
+from reference_models.latents import wavelet_format
 from reference_models.pictures import CHANNELS
+from reference_models.start import start_as_identity
 
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "data" / "reference_models"
 SDXL_SIZE_EMBEDDINGS = 6 * 256
@@ -33,6 +35,8 @@ class Reference:
         sampler, scheduler, steps, cfg: the family's usual ones.
         guidance: embedded guidance, None without.
         pooled: whether the family has a pooled text vector.
+        start: prepares the fresh model further.
+        weighted: the training loss by 1 + sigma².
     """
 
     name: str
@@ -46,6 +50,8 @@ class Reference:
     cfg: float = 1.0
     guidance: float | None = None
     pooled: bool = True
+    start: Callable[[Any], None] = lambda _model: None
+    weighted: bool = False
     on_disk: Callable[[str], str] = field(default=lambda key: key)
 
     @property
@@ -55,7 +61,6 @@ class Reference:
 
 
 def _sdxl_row() -> type:
-    import comfy.latent_formats
     import comfy.supported_models
 
     class ReferenceSDXL(comfy.supported_models.SDXL):  # type: ignore[misc]
@@ -63,7 +68,7 @@ def _sdxl_row() -> type:
             key: SDXL[key] for key in ("model_channels", "context_dim", "adm_in_channels")
         }
         unet_extra_config: ClassVar[dict[str, Any]] = {"num_heads": -1, "num_head_channels": SDXL["num_head_channels"]}
-        latent_format = comfy.latent_formats.Flux
+        latent_format = wavelet_format()
 
         def inpaint_model(self) -> bool:  # 16 channels here are no mask and masked picture
             return False
@@ -92,12 +97,13 @@ SDXL: dict[str, Any] = {
     "image_size": 32,
     "in_channels": CHANNELS,
     "out_channels": CHANNELS,
-    "model_channels": 32,
-    "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 1, 1, 2, 2],
-    "transformer_depth_middle": 2,
-    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+    # 96 = three channels to a group of GroupNorm, see start.py. The rest is what 20 MB leave room for.
+    "model_channels": 96,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 1, 2],
+    "transformer_depth": [0, 1, 1],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [0, 0, 1, 0, 0, 0],
     "num_heads": -1,
     "num_head_channels": 32,
     "use_spatial_transformer": True,
@@ -160,7 +166,15 @@ REFERENCES = {
     reference.name: reference
     for reference in (
         Reference(
-            "sdxl", "SDXL UNet", SDXL, _sdxl_row, ("out.2", "out_layers.3", "proj_out"), scheduler="normal", cfg=5.0
+            "sdxl",
+            "SDXL UNet",
+            SDXL,
+            _sdxl_row,
+            ("out.2", "out_layers.3", "proj_out"),
+            scheduler="normal",
+            cfg=5.0,
+            start=start_as_identity,
+            weighted=True,
         ),
         Reference(
             "flux",

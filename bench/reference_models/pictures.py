@@ -15,7 +15,7 @@ from torch.nn import functional
 from reference_models.captions import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, Thing
 
 CHANNELS = 16
-# The latent format of ComfyUI's Flux and Z-Image, which the reference UNet shares: model = (latent - shift) · scale.
+# The latent format of ComfyUI's Flux and Z-Image: model = (latent - shift) · scale.
 SCALE, SHIFT = 0.3611, 0.1159
 EDGE_GAIN = 4.0
 JITTER = 0.08

@@ -2,7 +2,9 @@
 
 The model's ``model_sampling`` noises a latent with a sigma of its own table and turns the output into the
 denoised latent; the loss is the squared error of the noise direction (x - denoised) / sigma. With epsilon
-prediction that is the epsilon loss, with rectified flow the velocity loss.
+prediction that is the epsilon loss, with rectified flow the velocity loss. Epsilon errors may be weighted by 1 + sigma²
+(SNR + 1 over SNR; Salimans & Ho 2022, arXiv 2202.00512): composition and colour are decided at the highest sigmas,
+where they are a vanishing part of the noise to be predicted.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ class Trainer:
         self.model = build(reference, TrainingLayers, device).to(device)
         self.weights = self.model.diffusion_model.train().requires_grad_(True)
         _initialise(self.weights, reference.zeros)
+        reference.start(self.weights)
         self.average = {name: p.detach().clone() for name, p in self.weights.named_parameters()}
         self.optimizer = torch.optim.AdamW(
             self.weights.parameters(), settings.rate, (0.9, 0.99), weight_decay=settings.weight_decay
@@ -108,13 +111,13 @@ class Trainer:
     def _step(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        loss = self._loss()
+        loss, error = self._loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights.parameters(), self.settings.clip)
         self.optimizer.step()
         self.step += 1
-        self.losses.append(loss.item())
+        self.losses.append(error.item())
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, parameter in self.weights.named_parameters():
@@ -127,7 +130,8 @@ class Trainer:
             return s.rate * (self.step + 1) / s.warmup
         return s.rate * (1 + math.cos(math.pi * (self.step - s.warmup) / max(s.steps - s.warmup, 1))) / 2
 
-    def _loss(self) -> torch.Tensor:
+    def _loss(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(what is minimized, mean squared error of the noise direction)."""
         size = self.settings.latent_size
         scenes = [random_scene(self.scenes) for _ in range(self.settings.batch)]
         latent = self.model.process_latent_in(to_latents(draw(scenes, 2 * size, self.scenes))).to(self.device)
@@ -138,8 +142,9 @@ class Trainer:
         noised = self.model.model_sampling.noise_scaling(column, noise, latent)
         with torch.autocast(self.device.type, torch.bfloat16), AddOutOfPlace():
             denoised = self.model.apply_model(noised, sigma, **self._conditions(captions, noise))
-        wanted, found = (noised - latent) / column, (noised - denoised.float()) / column
-        return (found - wanted).square().mean()
+        squares = ((latent - denoised.float()) / column).square().mean((1, 2, 3))
+        weights = 1 + sigma.square() if self.reference.weighted else torch.ones_like(sigma)
+        return (weights * squares).mean(), squares.mean()
 
     def _sigmas(self, count: int) -> torch.Tensor:
         table = self.model.model_sampling.sigmas

@@ -1,0 +1,47 @@
+"""How the reference UNet starts: as the identity, through groups of channels that its last norm cannot blind.
+
+At the highest sigma the noise to be predicted is the input, and sampling multiplies what is wrong with it by the
+sigma. SDXL's last GroupNorm has ten channels a group and hardly touches it; in a narrow UNet the group's mean and
+deviation are the channel's own, and taking them away takes the picture's colour. A group (n, -n, K) with a constant K
+keeps both: its mean is K / 3 whatever n is, and its deviation nearly the constant's. Behind the norm, with the mean
+put back as its bias, SiLU(z) - SiLU(-z) = z gives n again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+GROUPS = 32  # of every GroupNorm in ComfyUI's UNet
+CONSTANT = 4.0
+
+
+def start_as_identity(unet: Any) -> None:
+    """Carry each input channel in a group of its own from the first layer over the last skip to the output.
+
+    Args:
+        unet: with three channels to a group, and at most as many input channels as groups.
+    """
+    first, last = unet.input_blocks[0][0], unet.output_blocks[-1][0].skip_connection
+    norm, out = unet.out[0], unet.out[2]
+    width, inputs = first.weight.shape[:2]
+    if width != 3 * GROUPS or inputs > GROUPS:
+        raise ValueError(f"{width} channels for {inputs} inputs: expected {3 * GROUPS} for at most {GROUPS}")
+    # of (n - K/3, -n - K/3, 2K/3) for n of unit variance
+    deviation = math.sqrt((2 + 6 * (CONSTANT / 3) ** 2) / 3)
+    with torch.no_grad():
+        for layer in (first, last):
+            layer.weight[: 3 * inputs] = 0
+            layer.bias[: 3 * inputs] = 0
+        for channel in range(inputs):
+            plus, minus, constant = (3 * channel + i for i in range(3))
+            first.weight[plus, channel, 1, 1] = 1
+            first.weight[minus, channel, 1, 1] = -1
+            first.bias[constant] = CONSTANT
+            for index in (plus, minus, constant):
+                last.weight[index, last.weight.shape[1] - width + index] = 1
+            norm.bias[[plus, minus]] = CONSTANT / 3 / deviation
+            out.weight[channel, plus, 1, 1] = deviation
+            out.weight[channel, minus, 1, 1] = -deviation
