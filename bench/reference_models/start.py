@@ -4,7 +4,8 @@ At the highest sigma the noise to be predicted is the input, and sampling multip
 sigma. SDXL's last GroupNorm has ten channels a group and hardly touches it; in a narrow UNet the group's mean and
 deviation are the channel's own, and taking them away takes the picture's colour. A group (n, -n, K) with a constant K
 keeps both: its mean is K / 3 whatever n is, and its deviation nearly the constant's. Behind the norm, with the mean
-put back as its bias, SiLU(z) - SiLU(-z) = z gives n again.
+put back as its bias, SiLU(z) - SiLU(-z) = z gives n again. The other groups get the constant too, so that what the
+network adds to the noise keeps its size: it must shrink with the sigma.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CONSTANT = 4.0
 
 
 def start_as_identity(unet: Any) -> None:
-    """Carry each input channel in a group of its own from the first layer over the last skip to the output.
+    """Carry each input channel in a group of its own, and a constant in every group, from first layer to last norm.
 
     Args:
         unet: with three channels to a group, and at most as many input channels as groups.
@@ -32,16 +33,17 @@ def start_as_identity(unet: Any) -> None:
     # of (n - K/3, -n - K/3, 2K/3) for n of unit variance
     deviation = math.sqrt((2 + 6 * (CONSTANT / 3) ** 2) / 3)
     with torch.no_grad():
+        carried = [*range(3 * inputs), *range(3 * inputs + 2, width, 3)]
         for layer in (first, last):
-            layer.weight[: 3 * inputs] = 0
-            layer.bias[: 3 * inputs] = 0
+            layer.weight[carried] = 0
+            layer.bias[carried] = 0
+        first.bias[2::3] = CONSTANT
+        for index in carried:
+            last.weight[index, last.weight.shape[1] - width + index] = 1
         for channel in range(inputs):
-            plus, minus, constant = (3 * channel + i for i in range(3))
+            plus, minus = 3 * channel, 3 * channel + 1
             first.weight[plus, channel, 1, 1] = 1
             first.weight[minus, channel, 1, 1] = -1
-            first.bias[constant] = CONSTANT
-            for index in (plus, minus, constant):
-                last.weight[index, last.weight.shape[1] - width + index] = 1
             norm.bias[[plus, minus]] = CONSTANT / 3 / deviation
             out.weight[channel, plus, 1, 1] = deviation
             out.weight[channel, minus, 1, 1] = -deviation

@@ -12,7 +12,8 @@ from reference_models.captions import random_scene
 from reference_models.pictures import draw as drawing
 from reference_models.prompts import evaluation_prompts
 from reference_models.sampling import call_error, draw, record
-from reference_models.training import Settings, Trainer, TrainingLayers, training_mode
+from reference_models.start import start_as_identity
+from reference_models.training import Settings, Trainer, TrainingLayers, _initialise, training_mode
 from rig.inprocess import load_model
 from safetensors import safe_open
 
@@ -41,6 +42,17 @@ def test_comfyui_recognizes_the_file_as_it_was_built(reference, caplog):
     assert isinstance(model.model_config, reference.row().__mro__[1])  # ComfyUI's own row, or a subclass
     assert "missing" not in caplog.text
     assert "unexpected" not in caplog.text
+
+
+def test_the_unet_starts_as_the_identity(comfy):
+    """At the highest sigma its prediction is the noise it sees, mean and size included."""
+    unet = build(REFERENCES["sdxl"], TrainingLayers, "cpu").diffusion_model
+    _initialise(unet, REFERENCES["sdxl"].zeros)
+    start_as_identity(unet)
+    x = torch.randn(4, 16, 16, 16) * (1 + 0.05 * torch.randn(4, 16, 1, 1)) + 0.1 * torch.randn(4, 16, 1, 1)
+    found = unet(x, torch.full((4,), 999.0), context=torch.zeros(4, 16, 128), y=torch.zeros(4, 1664))
+    assert (found - x).square().mean() < 1e-3
+    assert (found - x).mean((2, 3)).square().mean() < 1e-4
 
 
 def test_registering_again_changes_nothing(comfy):

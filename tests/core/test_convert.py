@@ -27,6 +27,7 @@ from hswq.hswq_core import (
 )
 from hswq.hswq_core.checkpoint import source_hash
 from hswq.hswq_core.convert import header_metadata, output_tensors
+from hswq.hswq_core.solve import Solution
 
 PREFIX = "model.diffusion_model."
 KINDS = {"fc": "Linear", "conv": "Conv2d", "conv_kept": "Conv2d", "kept": "Linear", "tiny": "Linear"}
@@ -122,6 +123,35 @@ def test_a_layer_the_source_lacks_is_an_error_that_names_it(source):
 def test_a_layer_of_another_rank_is_an_error_that_names_it(source):
     with pytest.raises(LayerError, match=r"toy, layer fc.*rank"):
         source_layers(source, PREFIX, {**KINDS, "fc": "Conv2d"})
+
+
+# Layers that a method has rounded itself
+
+
+@pytest.mark.parametrize("file_format", ["v1", "v2", "comfy"])
+def test_a_solutions_codes_are_written_and_its_correction_added_to_the_bias(source, session, tmp_path, file_format):
+    scaled = format_named(file_format).scaled("Linear")
+    weight = tensors()[f"{PREFIX}fc.weight"]
+    codes = torch.full_like(weight, 3.5).to(torch.float8_e4m3fn)
+    correction = torch.linspace(-1, 1, 16)
+    own = Solution(codes, 0.09375, scaled, "compensated", correction, 0.0, 0.0)
+    write_plan(tmp_path / "f", source, PREFIX, plan(file_format), session, solutions={"fc": own})
+    plain = convert(source, session, file_format, tmp_path / "plain")[1]
+    file = FileSource(tmp_path / "f")
+    assert list(file.entries) == list(plain.entries)
+    changed = [key for key in file.entries if raw(file.read(key)) != raw(plain.read(key))]
+    assert changed == [f"{PREFIX}fc.weight", f"{PREFIX}fc.bias"]
+    assert torch.equal(file.read(f"{PREFIX}fc.weight").float(), codes.float())
+    wanted = (tensors()[f"{PREFIX}fc.bias"].float() + correction).half()
+    assert torch.equal(file.read(f"{PREFIX}fc.bias"), wanted)
+
+
+def test_a_solution_of_a_layer_that_is_kept_changes_nothing(source, session, tmp_path):
+    codes = torch.zeros(6, 4).to(torch.float8_e4m3fn)
+    own = Solution(codes, 1.0, True, "compensated", torch.ones(6), 0.0, 0.0)
+    write_plan(tmp_path / "f", source, PREFIX, plan("v2"), session, solutions={"kept": own})
+    convert(source, session, "v2", tmp_path / "plain")
+    assert (tmp_path / "f").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
 # The keys of each format
