@@ -156,7 +156,8 @@ def test_an_already_quantized_model(server, session):
     calibration["inputs"]["model"] = [loader, 0]
     result = server.client.run(prompts.insert(load, "calibration", calibration, after=loader))
     assert "already quantized (FP8)" in result.errors[0]
-    settings = {"session": session, "format": "v2", "method": "hswq", "keep_ratio": 0.25, "filename_prefix": ""}
+    settings = {"session": session, "format": "v2", "method": "hswq", "filename_prefix": ""}
+    settings |= {"extra_percent": 3.0, "keep_ratio": 0.25}
     converter = prompts.node("HSWQConverter", model=[loader, 0], **settings)
     result = server.client.run({loader: load[loader], "convert": converter})
     assert "already quantized (FP8)" in result.errors[0]
