@@ -94,16 +94,16 @@ def test_a_scale_in_the_wrong_direction_is_caught(bench, monkeypatch):
 
 
 def test_a_method_that_keeps_the_wrong_layers_is_caught(bench, monkeypatch):
-    """The least sensitive instead of the most sensitive layers in FP16."""
-    from hswq.hswq_core import hswq
+    """The budget spent on the layers that change the output least."""
+    from hswq.loader import model_aware
 
-    right = hswq.keep_by_sensitivity
+    right = model_aware.choose_kept
 
-    def wrong(sensitivity, keep_ratio):
-        return right({name: -value for name, value in sensitivity.items()}, keep_ratio)
+    def wrong(change, cost, budget):
+        return right({name: 1 / value for name, value in change.items()}, cost, budget)
 
-    monkeypatch.setattr(hswq, "keep_by_sensitivity", wrong)
-    score, _ = judge(BY_NAME["hswq 0.25 v2"], *bench)
+    monkeypatch.setattr(model_aware, "choose_kept", wrong)
+    score, _ = judge(BY_NAME["model_aware 3 v2"], *bench)
     with pytest.raises(AssertionError, match="pinned"):
         require_pinned(score)
 
