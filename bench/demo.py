@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from kornia.metrics import psnr
 from PIL import Image
+from reference_models.pictures import as_image
 from reference_models.prompts import Prompt as Caption
 from reference_models.prompts import calibration_prompts, evaluation_prompts
 from rig import flow, pack
@@ -106,7 +107,7 @@ class Demo:
             opened = flow.opening(self.prompt(flow.LOAD, caption), file, FOLDER, stock=stock)
             drawn.append(picture(self.server, self.run(f'{name}: "{caption.caption}"', opened)))
         pictures = torch.stack(drawn)
-        save(torch.cat(list(pictures), 2), self.options.output / f"{name.lower()}.png")
+        as_image(torch.cat(list(pictures), 2), 6).save(self.options.output / f"{name.lower()}.png")
         return pictures
 
 
@@ -120,13 +121,6 @@ def picture(server: ComfyServer, result: Result) -> torch.Tensor:
     (image,) = result.images()
     pixels = np.asarray(Image.open(io.BytesIO(server.client.view(image))).convert("RGB"))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-
-
-def save(image: torch.Tensor, path: Path) -> None:
-    """Write a picture as PNG, six times its size so that pixels can be seen."""
-    pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-    large = Image.fromarray(pixels).resize((pixels.shape[1] * 6, pixels.shape[0] * 6), Image.Resampling.NEAREST)
-    large.save(path)
 
 
 def row(source: Path, file: Path, reference: torch.Tensor, drawn: torch.Tensor, stock: bool) -> Row:

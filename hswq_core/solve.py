@@ -42,6 +42,11 @@ class Solution:
     error: float
     nearest_error: float
 
+    def restored(self, grid: Grid, device: torch.device) -> torch.Tensor:
+        """What a loader makes of the codes, float32."""
+        scale = grid.scale(self.amax).to(device) if self.scaled else None
+        return grid.dequantize(self.codes.to(device), scale)
+
 
 def solve(
     layer: Layer, w: torch.Tensor, fit: Moments, held: Moments, *, scaled: bool, grid: Grid, has_bias: bool

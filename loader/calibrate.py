@@ -86,7 +86,7 @@ class Calibrator:
     ) -> None:
         self.path, self.info, self.save_every, self.report = path, info, save_every, report
         self._part = new_session(info)
-        self._sample = sample
+        self._sample, self._states = sample, 0  # those in memory, and how many are saved
         self._hooks: dict[int, HookSet] = {}
         self._lock = threading.RLock()
         self._running = 0
@@ -179,12 +179,17 @@ class Calibrator:
         try:
             whole = add_to_session(self.path, self._part, self.info)
             self._part = new_session(self.info)
-            kept = add_states(self.path, self._sample, self.info)
+            self._add_states()
         except (HSWQError, OSError) as error:
             log.error("HSWQ calibration: %s The statistics are kept in memory until the next save.", error)
             return
-        self._sample = self._sample.emptied(kept.ceiling)
-        self.report(describe(self.path, whole, kept))
+        self.report(describe(self.path, whole, self._states))
+
+    def _add_states(self) -> None:
+        """Merge into the file beside; in a long session most saves have no new state, and leave it alone."""
+        if self._sample.states:
+            kept = add_states(self.path, self._sample, self.info)
+            self._sample, self._states = self._sample.emptied(kept.ceiling), len(kept.states)
 
 
 def call_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -195,10 +200,10 @@ def call_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, A
     return {"x": x, "sigma": sigma, **named, **{name: options.get(name) for name in _OPTIONS}}
 
 
-def describe(path: Path, session: Session, sample: Sample) -> str:
+def describe(path: Path, session: Session, states: int) -> str:
     """Status line: "session_01: SDXL, 794 layers, 312 calls, 8 images, 32 states, saved 14:02"."""
     clock = time.strftime("%H:%M", time.localtime(session.updated))
-    return f"{path.stem}: {session.summary()}, {len(sample.states)} states, saved {clock}"
+    return f"{path.stem}: {session.summary()}, {states} states, saved {clock}"
 
 
 def refuse_compiled(patcher: Any) -> None:

@@ -154,8 +154,7 @@ class _Method:
 
     def _delta(self, name: str, solution: Solution) -> Delta:
         w = self.job.read(self.layers[name]).float()
-        scale = self.grid.scale(solution.amax).to(w.device) if solution.scaled else None
-        return Delta(self.grid.dequantize(solution.codes.to(w.device), scale) - w, solution.bias)
+        return Delta(solution.restored(self.grid, w.device) - w, solution.bias)
 
     def _choose(self, change: dict[str, float], extra: float) -> set[str]:
         """A weight in 16 bits takes a byte more than in 8."""
@@ -172,7 +171,6 @@ class _Method:
             if layer.name in kept:
                 return not_quantized(layer, KEEP, "large change of the output")
             w = self.job.read(layer).float()
-            delta = self._delta(layer.name, solution).weight
             return LayerPlan(
                 layer.name,
                 layer.kind,
@@ -181,7 +179,7 @@ class _Method:
                 solution.how,
                 solution.scaled,
                 solution.amax,
-                sqnr_db=sqnr_db(w, w + delta),
+                sqnr_db=sqnr_db(w, solution.restored(self.grid, w.device)),
             )
 
         plans = tuple(decide(layer) for layer in self.job.layers)

@@ -81,12 +81,9 @@ def add_states(session: Path, part: Sample, info: ModelInfo) -> Sample:
     Raises:
         SessionError: the file there is damaged or of another model.
     """
-    if not part.capacity:
-        return part
     path = states_path(session)
     with FileLock(f"{session}.lock"):
         whole = load_states(path, info.fingerprint, part.capacity) if path.exists() else Sample(part.capacity)
         whole.merge(part)
-        if part.states:
-            save_states(whole, info.fingerprint, path)
+        save_states(whole, info.fingerprint, path)
     return whole

@@ -61,11 +61,6 @@ def published(subject: Subject, file_format: str, keep_ratio: float) -> Path:
     )
 
 
-def converter(subject: Subject, file_format: str, method: str, **budget: float) -> Path:
-    """HSWQ Converter as the node runs it."""
-    return subject.converted(file_format, method, **budget)
-
-
 def _ours(file_format: str) -> Callable[[Path], Any]:
     return open_stock if file_format == "comfy" else open_hswq
 
@@ -89,7 +84,7 @@ METHODS = (
         Method(
             f"hswq 0.25 {form}",
             f"Converter, hswq, keep 0.25, {form}",
-            partial(converter, file_format=form, method="hswq", keep_ratio=0.25),
+            partial(Subject.converted, file_format=form, method="hswq", keep_ratio=0.25),
             _ours(form),
         )
         for form in FORMATS
@@ -98,7 +93,7 @@ METHODS = (
         Method(
             f"model_aware {extra} {form}",
             f"Converter, model_aware, +{extra} %, {form}",
-            partial(converter, file_format=form, method="model_aware", extra_percent=extra),
+            partial(Subject.converted, file_format=form, method="model_aware", extra_percent=extra),
             _ours(form),
         )
         for extra in (1, 3, 17)

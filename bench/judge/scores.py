@@ -12,7 +12,6 @@ from kornia.metrics import psnr, ssim
 from reference_models.architectures import Reference
 from reference_models.prompts import Prompt, evaluation_prompts
 from reference_models.sampling import Call, call_error, draw, record
-from safetensors import safe_open
 
 from judge.methods import Method
 from judge.subject import Subject, open_stock, prepare
@@ -94,28 +93,19 @@ def judge(method: Method, subject: Subject, truth: Truth) -> tuple[Score, torch.
 
 def sizes(path: Path, source: Path) -> dict[str, Any]:
     """Bytes of a file beside those of its source with every layer in 8 bits and no scales."""
-    weights, others = {}, 0
-    for key, (_, shape, size) in _tensors(source).items():
-        if key.endswith(".weight") and len(shape) in (2, 4):
-            weights[key] = size
-        else:
-            others += size
-    smallest = others + sum(weights.values()) // 2  # the source is FP16
-    found = _tensors(path)
-    eight = [key for key in weights if found[key][0] == 1]
+    from hswq.hswq_core import read_header
+
+    entries, found = read_header(source)[1], read_header(path)[1]
+    weights = [key for key, info in entries.items() if key.endswith(".weight") and len(info.shape) in (2, 4)]
+    total = sum(info.nbytes for info in entries.values())
+    smallest = total - sum(entries[key].nbytes for key in weights) // 2  # the source is FP16
+    eight = [key for key in weights if found[key].dtype.itemsize == 1]
     stems = tuple(key[: -len("weight")] for key in eight)
     beside = ("weight", "scale", "weight_scale", "comfy_quant", "input_scale")
     mine = {stem + name for stem in stems for name in beside}
     return {
-        "extra": sum(size for _, _, size in found.values()) / smallest - 1,
-        "quantized_bytes": sum(size for key, (_, _, size) in found.items() if key in mine),
+        "extra": sum(info.nbytes for info in found.values()) / smallest - 1,
+        "quantized_bytes": sum(info.nbytes for key, info in found.items() if key in mine),
         "quantized": len(eight),
         "layers": len(weights),
     }
-
-
-def _tensors(path: Path) -> dict[str, tuple[int, tuple[int, ...], int]]:
-    """{key: (bytes an element, shape, bytes)}."""
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    return {key: (t.element_size(), tuple(t.shape), t.nbytes) for key, t in tensors.items()}

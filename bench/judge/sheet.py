@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from reference_models.pictures import as_image
 
 from judge.scores import Score, Truth
 
@@ -28,14 +29,14 @@ def contact_sheet(truth: Truth, drawn: list[tuple[Score, torch.Tensor]], path: P
         _write(pen, column * (side + GAP), score.label, f"{sum(score.psnr) / len(score.psnr):.1f} dB")
     for row, index in enumerate(chosen):
         top = HEAD + row * (2 * side + GAP)
-        sheet.paste(_image(truth.pictures[index]), (0, top))
+        sheet.paste(as_image(truth.pictures[index], ENLARGED), (0, top))
         note = f"{truth.prompts[index].caption}{' (worst)' if index == worst else ''}"
         pen.multiline_text((4, top + side + 4), _wrapped(note, 20), fill="white")
         for column, (_, pictures) in enumerate(drawn, 1):
             left = column * (side + GAP)
             difference = (pictures[index] - truth.pictures[index]) * GAIN / 2 + 0.5
-            sheet.paste(_image(pictures[index]), (left, top))
-            sheet.paste(_image(difference.clamp(0, 1)), (left, top + side))
+            sheet.paste(as_image(pictures[index], ENLARGED), (left, top))
+            sheet.paste(as_image(difference.clamp(0, 1), ENLARGED), (left, top + side))
     sheet.save(path, optimize=True)
 
 
@@ -48,9 +49,3 @@ def _wrapped(text: str, width: int) -> str:
     for word in text.split():
         lines.append(word) if len(lines[-1]) + len(word) > width else lines.append(f"{lines.pop()} {word}".strip())
     return "\n".join(lines)
-
-
-def _image(picture: torch.Tensor) -> Image.Image:
-    pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
-    side = pixels.shape[0] * ENLARGED
-    return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)

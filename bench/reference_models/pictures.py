@@ -10,6 +10,7 @@ import math
 import random
 
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from reference_models.captions import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, Thing
@@ -39,6 +40,12 @@ def to_pictures(latents: torch.Tensor) -> torch.Tensor:
     """[n, 16, h, w] -> [n, 3, 2h, 2w] in 0..1; the edges are dropped."""
     signed = functional.pixel_shuffle((latents[:, :12] - SHIFT) * SCALE, 2)
     return ((signed + 1) / 2).clamp(0, 1)
+
+
+def as_image(picture: torch.Tensor, times: int) -> Image.Image:
+    """[3, h, w] in 0..1 as an image so many times its size, that pixels can be seen."""
+    image = Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
 def _edges(pictures: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from judge.sheet import contact_sheet
 from judge.subject import Subject
 from PIL import Image
 from reference_models.architectures import REFERENCES
+from rig import tiny
 
 pytestmark = pytest.mark.comfy
 
@@ -112,7 +113,7 @@ def test_bytes_are_counted_from_the_file(scored):
     score, _ = scored("nearest v2")
     assert (score.quantized, score.layers) == (score.layers, score.layers)
     weights = score.quantized_bytes - 4 * score.layers  # one float32 scale a layer
-    total = sum(torch.Size(shape).numel() for shape in _layer_shapes())
+    total = sum(torch.Size(shape).numel() for shape in tiny.layer_shapes(REFERENCES[MODEL].file).values())
     assert weights == total
     assert 0 < score.extra < 0.001
     kept, _ = scored("published 0.25 v2")
@@ -147,11 +148,3 @@ def test_the_plot_and_the_contact_sheet_show_something(scored, bench, tmp_path):
         pixels = np.asarray(Image.open(tmp_path / name).convert("RGB"))
         assert pixels.std() > 10
         assert min(pixels.shape[:2]) > 200
-
-
-def _layer_shapes():
-    from safetensors import safe_open
-
-    with safe_open(REFERENCES[MODEL].file, "pt") as file:
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
-    return [shape for key, shape in shapes.items() if key.endswith(".weight") and len(shape) in (2, 4)]

@@ -31,7 +31,7 @@ def solved(
 
 
 def weight_of(found: Solution) -> torch.Tensor:
-    return GRID.dequantize(found.codes, GRID.scale(found.amax) if found.scaled else None)
+    return found.restored(GRID, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("scaled", [True, False])
