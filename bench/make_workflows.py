@@ -144,7 +144,7 @@ def prompt_of(family: str, job: str) -> dict[str, dict[str, Any]]:
     if job == LOAD:
         prompt["model"] = graph.opener
     else:
-        prompt["calibration"] = node("HSWQCalibration", model=model, session=f"{family}_01", save_every=50, states=32)
+        prompt["calibration"] = node("HSWQCalibration", model=model, session=f"{family}_01", save_every=50, states=128)
         model = ["calibration", 0]
     sampled = model
     if graph.shift is not None:
@@ -173,7 +173,7 @@ def _conditioning(graph: Graph) -> dict[str, dict[str, Any]]:
 
 def _conversion(graph: Graph, family: str, model: list[Any]) -> dict[str, dict[str, Any]]:
     whole = {"clip": ["model", 1], "vae": ["model", 2]} if graph.whole else {}
-    settings = {"session": f"{family}_01", "format": "comfy", "method": "hswq"}
+    settings = {"session": f"{family}_01", "format": "comfy", "method": "model_aware"}
     settings |= {"extra_percent": 3.0, "keep_ratio": 0.25}
     convert = node("HSWQConverter", model=model, filename_prefix="", after=["decode", 0], **settings, **whole)
     return {"convert": convert, "report": node("PreviewAny", source=["convert", 1])}

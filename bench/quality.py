@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from judge import report
+from judge.ablation import ABLATION
 from judge.methods import METHODS
 from judge.scores import Truth, judge
 from judge.sheet import contact_sheet
@@ -33,6 +34,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=48, help="pictures to judge by")
     parser.add_argument("--calibrate", type=int, default=32, help="pictures to calibrate with")
     parser.add_argument("--calibration", type=int, default=0, help="which independent set of calibration prompts")
+    parser.add_argument("--states", type=int, help="model calls to keep; default: the node's")
+    parser.add_argument("--methods", nargs="*", help="rows to judge, by name; default: all")
+    parser.add_argument("--ablation", action="store_true", help="the parts of model_aware instead")
     parser.add_argument("--quick", action="store_true", help="without the methods that take minutes")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--output", type=Path, default=pack.ROOT / "quality_output", help="folder for the results")
@@ -47,7 +51,7 @@ def main() -> None:
     for other in options.add:
         results |= report.from_json(other.read_text(encoding="utf-8"))
     results |= {name: judged(name, options) for name in options.models}
-    settings = {key: getattr(options, key) for key in ("prompts", "calibrate", "calibration", "threads")}
+    settings = {key: getattr(options, key) for key in ("prompts", "calibrate", "calibration", "states", "threads")}
     (options.output / "results.json").write_text(report.to_json(results, settings), encoding="utf-8")
     titles = {name: REFERENCES[name].layout for name in results}
     report.plot(results, titles, options.output / "quality.png")
@@ -60,13 +64,15 @@ def main() -> None:
 
 def judged(name: str, options: argparse.Namespace) -> list[report.Score]:
     """All methods on one model."""
-    methods = [method for method in METHODS if not (method.slow and options.quick)]
+    rows = ABLATION if options.ablation else METHODS
+    wanted = options.methods or [method.name for method in rows]
+    methods = [method for method in rows if method.name in wanted and not (method.slow and options.quick)]
     with tqdm(total=len(methods) + 2, bar_format="{n_fmt}/{total_fmt} {desc}", dynamic_ncols=True) as bar:
         bar.set_description_str(f"{name}: drawing FP16")
         truth = Truth.of(REFERENCES[name], options.prompts)
         bar.update()
         bar.set_description_str(f"{name}: calibrating")
-        subject = Subject(REFERENCES[name], options.calibrate, options.calibration)
+        subject = Subject(REFERENCES[name], options.calibrate, options.calibration, options.states)
         bar.update()
         drawn = []
         for method in methods:

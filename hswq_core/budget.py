@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from .errors import SettingError
 
 DEFAULT_EXTRA_PERCENT = 3.0
+MB = 2**20
+# What a layer takes in a file beside its weight: its lines in the header and in the plan, marker and scale.
+BYTES_BESIDE_A_LAYER = 1024
 
 
-def check_extra_percent(extra: float) -> float:
-    """``extra`` if 0 ≤ extra ≤ 100, else SettingError."""
-    if not 0.0 <= extra <= 100.0:
-        raise SettingError("extra_percent", got=extra, expected="0 to 100", remedy="3 is enough for most models.")
-    return extra
+@dataclass(frozen=True)
+class Budget:
+    """How large a file may be.
+
+    Attributes:
+        extra_percent: beyond a file with every layer in 8 bits.
+        target_mb: of the whole file, in units of 2^20 bytes; instead of ``extra_percent`` unless 0.
+
+    Raises:
+        SettingError: out of range.
+    """
+
+    extra_percent: float = DEFAULT_EXTRA_PERCENT
+    target_mb: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.extra_percent <= 100.0:
+            raise SettingError(
+                "extra_percent", got=self.extra_percent, expected="0 to 100", remedy="3 is enough for most models."
+            )
+        if not 0.0 <= self.target_mb < float("inf"):
+            raise SettingError("target_mb", got=self.target_mb, expected="0 or more", remedy="0: use extra_percent.")
+
+    @property
+    def text(self) -> str:
+        """As it appears in file names: ``3pct``, ``6500mb``."""
+        return f"{self.target_mb:g}mb" if self.target_mb else f"{self.extra_percent:g}pct"
+
+    def extra_bytes(self, smallest: int, layers: int) -> int:
+        """Bytes for layers that stay in 16 bits.
+
+        Args:
+            smallest: bytes of the tensors with every layer in 8 bits.
+            layers: how many there are.
+
+        Raises:
+            SettingError: a target below ``smallest``.
+        """
+        if not self.target_mb:
+            return int(smallest * self.extra_percent / 100)
+        left = int(self.target_mb * MB) - smallest - layers * BYTES_BESIDE_A_LAYER
+        if left < 0:
+            raise SettingError(
+                "target_mb",
+                got=f"{self.target_mb:g}",
+                expected=f"at least {(self.target_mb * MB - left) / MB:.0f} for this model with every layer in 8 bits",
+                remedy="Choose a larger file, or 0 to use extra_percent.",
+            )
+        return left
+
+
+def per_byte(change: Mapping[str, float], cost: Mapping[str, int]) -> list[str]:
+    """Names, the largest change per byte first, equal ones in order of name."""
+    return sorted(change, key=lambda name: (-change[name] / cost[name], name))
 
 
 def choose_kept(change: Mapping[str, float], cost: Mapping[str, int], budget: int) -> set[str]:
@@ -27,9 +80,14 @@ def choose_kept(change: Mapping[str, float], cost: Mapping[str, int], budget: in
         cost: bytes more that the layer takes in 16 bits, > 0.
         budget: bytes.
     """
+    return fitting((name for name in per_byte(change, cost) if change[name] > 0), cost, budget)
+
+
+def fitting(ranked: Iterable[str], cost: Mapping[str, int], budget: int) -> set[str]:
+    """Those of ``ranked`` that fit, each tried in its turn."""
     kept: set[str] = set()
-    for name in sorted(change, key=lambda name: (-change[name] / cost[name], name)):
-        if cost[name] <= budget and change[name] > 0:
+    for name in ranked:
+        if cost[name] <= budget:
             kept.add(name)
             budget -= cost[name]
     return kept

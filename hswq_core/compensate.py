@@ -26,7 +26,8 @@ class Rounded:
 
     Attributes:
         weight: values on the grid, in the shape of the source, float32.
-        damping: what the Cholesky factor needed, as a share of the mean diagonal.
+        damping: what the Cholesky factor needed, as a share of the mean diagonal; where not even ``MOST_DAMPING`` or
+            more gives one, columns are rounded to nearest.
         dead: columns that no input ever reached.
     """
 
@@ -71,7 +72,7 @@ def _factor(gram: torch.Tensor, dead: torch.Tensor, order: torch.Tensor, damping
         if not failed:
             return upper, damping
         if damping >= MOST_DAMPING:
-            return torch.eye(len(h), device=h.device), float("inf")  # nearest: nothing to compensate with
+            return torch.eye(len(h), device=h.device), damping  # nearest: nothing to compensate with
         damping *= 10
 
 
@@ -81,12 +82,13 @@ def _sweep(w: torch.Tensor, upper: torch.Tensor, cast: Cast) -> torch.Tensor:
     columns = w.shape[1]
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        block, factor = w[:, start:stop], upper[start:stop, start:stop]
-        errors = torch.empty_like(block)
+        # Transposed, a column is one piece of memory: two to three times as fast.
+        block, factor = w[:, start:stop].T.contiguous(), upper[start:stop, start:stop]
+        done, errors, diagonal = torch.empty_like(block), torch.empty_like(block), factor.diagonal()
         for j in range(stop - start):
-            column = block[:, j]
-            rounded[:, start + j] = cast(column)
-            errors[:, j] = (column - rounded[:, start + j]) / factor[j, j]
-            block[:, j + 1 :] -= torch.outer(errors[:, j], factor[j, j + 1 :])
-        w[:, stop:] -= errors @ upper[start:stop, stop:]
+            done[j] = cast(block[j])
+            torch.sub(block[j], done[j], out=errors[j]).div_(diagonal[j])
+            block[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
+        rounded[:, start:stop] = done.T
+        w[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
     return rounded

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .atomic import atomic_file
 from .checkpoint import OutputTensor, TensorInfo, TensorSource, source_hash, write_checkpoint
 from .errors import LayerError
 from .formats import FileFormat, format_named
@@ -19,7 +20,8 @@ from .plan import KEEP, QUANTIZE, Layer, LayerPlan, Plan, Progress, no_progress
 from .session import Session
 from .solve import Solution
 
-HEADER_KEY = "hswq"
+HEADER_KEY, PLAN_KEY = "hswq", "hswq_plan"
+PLAN_SUFFIX = ".plan.json"
 HEADER_VERSION = 1
 NONE: Mapping[str, Solution] = {}
 
@@ -125,7 +127,7 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def header_metadata(source: TensorSource, plan: Plan, session: Session) -> dict[str, str]:
-    """The source's metadata plus the key ``hswq``: JSON, deterministic (no time, no machine)."""
+    """The source's metadata plus ``hswq`` and the whole ``hswq_plan``: JSON, deterministic (no time, no machine)."""
     record = {
         "version": HEADER_VERSION,
         "format": plan.file_format,
@@ -138,7 +140,8 @@ def header_metadata(source: TensorSource, plan: Plan, session: Session) -> dict[
         "counts": plan.counts(),
         "kept": {layer.name: layer.reason for layer in plan.layers if layer.action == KEEP},
     }
-    return {**source.metadata, HEADER_KEY: json.dumps(record, separators=(",", ":"), sort_keys=True)}
+    text = json.dumps(record, separators=(",", ":"), sort_keys=True)
+    return {**source.metadata, HEADER_KEY: text, PLAN_KEY: plan.to_json()}
 
 
 @dataclass(frozen=True)
@@ -169,13 +172,15 @@ def write_plan(
     progress: Progress = no_progress,
     check: Callable[[Path], None] | None = None,
 ) -> Conversion:
-    """Write the file a plan describes.
+    """Write the file a plan describes, and the plan beside it for people to read.
 
     See ``output_tensors`` for ``solutions`` and ``write_checkpoint`` for ``progress``, ``check`` and errors.
     """
     tensors = output_tensors(source, prefix, plan, solutions)
     metadata = header_metadata(source, plan, session)
     size = write_checkpoint(path, tensors, metadata, progress=progress, check=check)
+    with atomic_file(path.with_suffix(PLAN_SUFFIX)) as temporary:
+        temporary.write_text(plan.to_json(indent=1) + "\n", encoding="utf-8")
     return Conversion(path, size, sum(info.nbytes for info in source.entries.values()), plan)
 
 

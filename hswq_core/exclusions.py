@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -35,7 +34,7 @@ class Exclusions:
 
     def reason(self, layer: Layer, stats: LayerStats | None) -> str | None:
         """Why ``layer`` is never quantized, or None if it may be. ``stats``: None if nothing was calibrated."""
-        if math.prod(layer.shape) <= self.tiny:
+        if layer.weights <= self.tiny:
             return f"at most {self.tiny // 1024} K weights"
         if stats is not None and stats.in_calls == 0:
             return NEVER_CALLED

@@ -74,8 +74,13 @@ def plan_hswq(
 
 def keep_by_sensitivity(sensitivity: Mapping[str, float], keep_ratio: float) -> set[str]:
     """Names of the int(n · keep_ratio) largest sensitivities; equal ones in order of name."""
-    ranked = sorted(sensitivity, key=lambda name: (-sensitivity[name], name))
+    ranked = by_sensitivity(sensitivity)
     return set(ranked[: int(len(ranked) * keep_ratio)])
+
+
+def by_sensitivity(sensitivity: Mapping[str, float]) -> list[str]:
+    """Names, the most sensitive first, equal ones in order of name."""
+    return sorted(sensitivity, key=lambda name: (-sensitivity[name], name))
 
 
 def quantize_layer(layer: Layer, w: torch.Tensor, stats: LayerStats, file_format: FileFormat, grid: Grid) -> LayerPlan:

@@ -40,6 +40,11 @@ class Layer:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def weights(self) -> int:
+        """Number of weight elements."""
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -56,6 +61,9 @@ class LayerPlan:
         amax: clip limit, 0 unless quantized.
         sensitivity: output variance (HSWQ).
         sqnr_db: SQNR of the quantized weight in dB; None if not quantized, or if the codes are exact.
+        change: squared relative change of the model's output with this layer alone in 8 bits; None: not measured.
+        damping: of compensated rounding, as a share of the mean diagonal of G; 0 where it was not tried.
+        dead: input columns that calibration never reached.
     """
 
     name: str
@@ -67,6 +75,9 @@ class LayerPlan:
     amax: float = 0.0
     sensitivity: float = 0.0
     sqnr_db: float | None = None
+    change: float | None = None
+    damping: float = 0.0
+    dead: int = 0
 
     @property
     def weights(self) -> int:
@@ -122,9 +133,9 @@ class Plan:
         skipped = f"{counts[SKIP]} skipped" + (f" ({reasons})" if reasons else "")
         return f"{counts[QUANTIZE]} quantized + {counts[KEEP]} kept + {skipped} = {len(self.layers)} layers"
 
-    def to_json(self) -> str:
-        """JSON text; ``from_json`` gives the same plan back."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+    def to_json(self, indent: int | None = None) -> str:
+        """JSON text, on one line unless indented; ``from_json`` gives the same plan back."""
+        return json.dumps(asdict(self), indent=indent, separators=(",", ":") if indent is None else None)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -17,7 +16,7 @@ from .search import largest
 # Damping grows with columns per row: a layer that saw few rows (time and label embeddings see one a picture) is
 # rounded nearly to nearest. Of 0.05, 0.2 and 1 the best or nearly so on the Flux-layout reference model, half
 # trained, at 24 to 96 states.
-DAMPING_PER_COLUMN = 0.2
+DAMPING_PER_COLUMN = 0.05
 NEAREST, COMPENSATED = "nearest", "compensated"
 
 
@@ -32,6 +31,8 @@ class Solution:
         how: "nearest" or "compensated".
         bias: what to add to the layer's bias, float32 [out], or None.
         error, nearest_error: mean squared change of the outputs for unseen inputs, relative to their mean square.
+        damping: that compensation needed, as a share of the mean diagonal of G; 0 where it was not tried.
+        dead: columns that no input ever reached.
     """
 
     codes: torch.Tensor
@@ -41,6 +42,8 @@ class Solution:
     bias: torch.Tensor | None
     error: float
     nearest_error: float
+    damping: float = 0.0
+    dead: int = 0
 
     def restored(self, grid: Grid, device: torch.device) -> torch.Tensor:
         """What a loader makes of the codes, float32."""
@@ -64,19 +67,20 @@ def solve(
     """
     w = finite_weight(layer, w)
     amax = largest(w) if scaled else grid.max
-    cast = partial(grid.fake_quantize, amax=amax, scaled=scaled)
+    cast = grid.rounding(amax, scaled=scaled, device=w.device)
     signal = max(output_error(w, held.gram), torch.finfo(torch.float32).tiny)
     damping = max(DAMPING, DAMPING_PER_COLUMN * len(fit.gram) / fit.rows)
     nearest = cast(w)
-    candidates = {NEAREST: nearest}
+    candidates, used, dead = {NEAREST: nearest}, 0.0, 0
     if w[0].numel() == len(fit.gram):  # not so for a grouped convolution
-        candidates[COMPENSATED] = _pinned(compensated(w, fit.gram, cast, damping=damping).weight, w, nearest)
+        found = compensated(w, fit.gram, cast, damping=damping)
+        candidates[COMPENSATED], used, dead = _pinned(found.weight, w, nearest), found.damping, found.dead
     errors = {how: output_error(rounded - w, held.gram) / signal for how, rounded in candidates.items()}
     how = min(errors, key=lambda name: errors[name])
     chosen = candidates[how]
     bias = bias_correction(chosen - w, fit, held) if has_bias else None
     codes, _ = grid.quantize(chosen, amax, scaled=scaled)
-    return Solution(codes, amax, scaled, how, bias, errors[how], errors[NEAREST])
+    return Solution(codes, amax, scaled, how, bias, errors[how], errors[NEAREST], used, dead)
 
 
 def bias_correction(delta: torch.Tensor, fit: Moments, held: Moments) -> torch.Tensor | None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import comfy.model_management
+from filelock import FileLock, Timeout
 
 from ..hswq_core import (
     FLOAT8_E4M3FN,
@@ -12,11 +18,12 @@ from ..hswq_core import (
     Exclusions,
     Plan,
     Progress,
+    SessionError,
     SettingError,
     format_named,
     plan_hswq,
 )
-from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT, check_extra_percent
+from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT, Budget
 from ..hswq_core.hswq import check_keep_ratio
 from ..hswq_core.solve import Solution
 from .job import Job
@@ -33,6 +40,12 @@ class Request:
     extra_percent: float = DEFAULT_EXTRA_PERCENT
     keep_ratio: float = 0.25
     filename_prefix: str = ""
+    target_mb: float = 0.0
+
+    @property
+    def size(self) -> Budget:
+        """Of model_aware. Raises SettingError if it is out of range."""
+        return Budget(self.extra_percent, self.target_mb)
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ def _model_aware(job: Job, request: Request, progress: Progress) -> Planned:
         job.states(),
         file_format=format_named(request.file_format),
         grid=FLOAT8_E4M3FN,
-        extra=request.extra_percent,
+        budget=request.size,
         progress=progress,
     )
     return Planned(outcome.plan, outcome.solutions, outcome.notes())
@@ -89,7 +102,7 @@ def _hswq(job: Job, request: Request, progress: Progress) -> Planned:
 
 
 METHODS = {
-    "model_aware": Method(lambda request: f"{check_extra_percent(request.extra_percent):g}pct", _model_aware),
+    "model_aware": Method(lambda request: request.size.text, _model_aware),
     "hswq": Method(lambda request: f"{check_keep_ratio(request.keep_ratio):g}", _hswq),
 }
 
@@ -111,6 +124,38 @@ def convert_model(model: Any, clip: Any, vae: Any, request: Request, progress: P
     budget = method.budget(request)
     job = Job(model, clip, vae, request.session)
     target = job.target(budget, file_format.name, request.filename_prefix)
-    planned = method.plan(job, request, progress)
-    done, text = job.write(target, planned.plan, progress, planned.solutions)
+    with _work(job.work_folder):
+        planned = method.plan(job, request, progress)
+        done, text = job.write(target, planned.plan, progress, planned.solutions)
     return done, "\n".join([text, *planned.notes])
+
+
+@contextmanager
+def _work(folder: Path) -> Iterator[None]:
+    """What is in the folder survives an error or a crash, to go on from; Cancel and success remove it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        try:
+            yield
+        except comfy.model_management.InterruptProcessingException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    lock = FileLock(f"{folder}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise SessionError(
+            f"Session {folder.stem}",
+            got="another conversion of it under way",
+            expected="one at a time",
+            remedy="Wait until it is done, then convert again.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from .verify import verify_file
 
 log = logging.getLogger(__name__)
 
+WORK_SUFFIX = ".work"
 # float32 weight, its absolute values, bin numbers, importance (8 bytes), codes, error: counted in the code.
 SEARCH_BYTES_PER_WEIGHT = 32
 
@@ -34,9 +34,10 @@ class Job:
     Attributes:
         model: the MODEL.
         info: its identity.
-        session: its statistics.
+        session, path: its statistics, and their file.
         source: its tensors, LoRAs merged.
         layers: every Linear and Conv2d, in the source's order.
+        by_name: the same by name.
         read: the weight of a layer, on the device that searches.
 
     Raises:
@@ -51,12 +52,28 @@ class Job:
         self.session.require_statistics(f"Session {session}")
         self.source = ModelSource(model, self.info, clip, vae)
         self.layers = source_layers(self.source, self.source.prefix, self.info.kinds)
+        self.by_name = {layer.name: layer for layer in self.layers}
         self.read = _reader(self.source, self.layers)
-        self._states = states_path(path)
+        self.path = path
 
     def states(self) -> list[State]:
         """The recorded model calls of the session. Raises SessionError if there is no file of them."""
-        return load_states(self._states, self.info.fingerprint, MAX_STATES).states
+        return load_states(states_path(self.path), self.info.fingerprint, MAX_STATES).states
+
+    def has_bias(self, name: str) -> bool:
+        """Whether a layer has a bias."""
+        return f"{self.source.prefix}{name}.bias" in self.source.entries
+
+    def smallest(self) -> int:
+        """Bytes of the source's tensors with every layer in 8 bits, scales not counted."""
+        weights = {f"{self.source.prefix}{name}.weight" for name in self.by_name}
+        others = sum(entry.nbytes for key, entry in self.source.entries.items() if key not in weights)
+        return others + sum(layer.weights for layer in self.layers)
+
+    @property
+    def work_folder(self) -> Path:
+        """Where a long conversion keeps what it has done."""
+        return self.path.with_suffix(WORK_SUFFIX)
 
     def target(self, budget: str, file_format: str, prefix: str) -> Path:
         """A file name of its own in the folder stock loaders look in. Raises FileError if it is not writable."""
@@ -92,7 +109,7 @@ def _reader(source: ModelSource, layers: list[Layer]) -> Callable[[Layer], torch
     if device.type == "mps":
         device = torch.device("cpu")
     if device.type != "cpu":
-        largest = max((math.prod(layer.shape) for layer in layers), default=0)
+        largest = max((layer.weights for layer in layers), default=0)
         comfy.model_management.free_memory(largest * SEARCH_BYTES_PER_WEIGHT, device)
     return lambda layer: source.read(f"{source.prefix}{layer.name}.weight").to(device)
 

@@ -42,7 +42,7 @@ class HSWQConverter(io.ComfyNode):
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
-                    default="hswq",
+                    default="model_aware",
                     tooltip="model_aware: runs the model on the calls that calibration kept, rounds each layer for its "
                     "real inputs and keeps in FP16 what changes the output most for its size. "
                     "hswq: keep the layers of largest output variance in FP16, clip-search the others.",
@@ -68,6 +68,15 @@ class HSWQConverter(io.ComfyNode):
                     default="",
                     tooltip="Put before the file's name, with / for a subfolder. "
                     "The rest is <model>_hswq_r<calls>_<budget>_<format>.",
+                ),
+                io.Float.Input(
+                    "target_mb",
+                    default=0.0,
+                    min=0.0,
+                    max=1000000.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="model_aware: size of the whole file in MB, instead of extra_percent. 0: not used.",
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="With vae: write a whole checkpoint."),
                 io.Vae.Input("vae", optional=True, tooltip="With clip: write a whole checkpoint."),
@@ -109,10 +118,11 @@ class HSWQConverter(io.ComfyNode):
         clip: Any = None,
         vae: Any = None,
         after: Any = None,
+        target_mb: float = 0.0,
     ) -> io.NodeOutput:
         """Convert, show the report on the node."""
         node_id = cls.hidden.unique_id
-        request = Request(session, format, method, extra_percent, keep_ratio, filename_prefix)
+        request = Request(session, format, method, extra_percent, keep_ratio, filename_prefix, target_mb)
         done, text = convert_model(model, clip, vae, request, node_progress(node_id))
         show_text(text, node_id)
         return io.NodeOutput(str(done.path), text)

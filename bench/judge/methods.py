@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from judge.peers import convert_to_quant, int8_convrot
+from judge.sizes import sizes
 from judge.subject import Subject, open_hswq, open_stock
 
 
@@ -61,6 +63,12 @@ def published(subject: Subject, file_format: str, keep_ratio: float) -> Path:
     )
 
 
+def at_the_bytes_of(subject: Subject, file_format: str, keep_ratio: float) -> Path:
+    """HSWQ Converter with method model_aware, its file as large as ``published``'s."""
+    size = sizes(published(subject, "v2", keep_ratio), subject.reference.file)["extra"]
+    return subject.converted(file_format, "model_aware", extra_percent=math.floor(1000 * size) / 10)
+
+
 def _ours(file_format: str) -> Callable[[Path], Any]:
     return open_stock if file_format == "comfy" else open_hswq
 
@@ -96,7 +104,16 @@ METHODS = (
             partial(Subject.converted, file_format=form, method="model_aware", extra_percent=extra),
             _ours(form),
         )
-        for extra in (1, 3, 17)
+        for extra in (1, 3, 6, 17)
+        for form in FORMATS
+    ),
+    *(
+        Method(
+            f"model_aware at 0.1 {form}",
+            f"Converter, model_aware, bytes of keep 0.10, {form}",
+            partial(at_the_bytes_of, file_format=form, keep_ratio=0.10),
+            _ours(form),
+        )
         for form in FORMATS
     ),
     Method("convert-to-quant", "convert-to-quant 1.3.4, defaults", convert_to_quant, open_stock, slow=True),

@@ -123,4 +123,4 @@ def _group(score: Score) -> tuple[str, str]:
     """(what shares a colour: the label without format and budget, format)."""
     words = score.label.split(", ")
     form = words.pop() if words[-1] in MARKS else ""
-    return ", ".join(word for word in words if not word.endswith("%")), form
+    return ", ".join(word for word in words if not word.endswith("%") and not word.startswith("bytes")), form

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +31,39 @@ class Subject:
         reference: which.
         pictures: how many to calibrate with, in runs of ``BATCH``.
         calibration: which of the independent sets of calibration prompts.
+        states: model calls to keep; None: the node's default.
     """
 
-    def __init__(self, reference: Reference, pictures: int, calibration: int = 0) -> None:
+    def __init__(self, reference: Reference, pictures: int, calibration: int = 0, states: int | None = None) -> None:
         prepare()
         self.reference = reference
         self.session = f"{reference.name}_{calibration}"
         with torch.inference_mode():
             self.model = load_model(reference.file)
         began = time.perf_counter()
-        self._calibrate(pictures, calibration)
+        self._calibrate(pictures, calibration, {} if states is None else {"states": states})
         self.calibration_seconds = time.perf_counter() - began
 
-    def _calibrate(self, pictures: int, calibration: int) -> None:
+    def _calibrate(self, pictures: int, calibration: int, settings: dict[str, int]) -> None:
         from hswq.loader.calibrate import calibrated
-        from hswq.loader.store import path_of
+        from hswq.loader.store import path_of, states_path
 
         path = path_of(self.session)
-        path.unlink(missing_ok=True)
+        for old in (path, states_path(path)):
+            old.unlink(missing_ok=True)
         prompts = calibration_prompts(pictures, calibration)
         with torch.inference_mode():
-            watched = calibrated(self.model, path, SESSION_SAVE_EVERY, lambda _line: None)
+            watched = calibrated(self.model, path, SESSION_SAVE_EVERY, lambda _line: None, **settings)
         for start in range(0, len(prompts), BATCH):
             draw(watched, self.reference, prompts[start : start + BATCH])
 
-    def planned(self, plan: Callable[[Any], Any]) -> Path:
-        """The file of a plan, by the product's writer. ``plan``: (loader's Job) -> Plan."""
+    def planned(self, plan: Callable[[Any], Any], solutions: Mapping[str, Any] | None = None) -> Path:
+        """The file of a plan, by the product's writer.
+
+        Args:
+            plan: (loader's Job) -> Plan.
+            solutions: of layers that are not rounded to nearest; filled by ``plan`` at the latest.
+        """
         from hswq.hswq_core import no_progress
         from hswq.loader.job import Job
 
@@ -64,7 +71,7 @@ class Subject:
             job = Job(self.model, None, None, self.session)
             made = plan(job)
             target = job.target(f"{made.method}_{made.budget}", made.file_format, "")
-            return Path(job.write(target, made, no_progress)[0].path)
+            return Path(job.write(target, made, no_progress, solutions)[0].path)
 
     def converted(self, file_format: str, method: str, **budget: float) -> Path:
         """The file the Converter node writes."""

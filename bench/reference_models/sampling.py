@@ -66,7 +66,7 @@ def record(model: Any, reference: Reference, prompts: list[Prompt]) -> list[Call
 
     def apply(executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         denoised = executor(x, sigma, *args, **kwargs)
-        calls.append(Call(x.clone(), sigma.clone(), _unwrapped(args), _unwrapped(kwargs), denoised.clone()))
+        calls.append(Call(x.clone(), sigma.clone(), unwrapped(args), unwrapped(kwargs), denoised.clone()))
         return denoised
 
     clone = model.clone()
@@ -88,7 +88,7 @@ def call_error(model: Any, calls: list[Call]) -> float:
     return float((sum(squares) / len(squares)) ** 0.5)
 
 
-def _unwrapped(values: Any) -> Any:
+def unwrapped(values: Any) -> Any:
     """Arguments of a call without the wrappers of the run that made it."""
     if isinstance(values, tuple):
         return tuple(_options(value) for value in values)

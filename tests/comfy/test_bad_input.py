@@ -32,7 +32,8 @@ def workflow(server, **settings) -> Prompt:
 def convert(server, session: str, **settings):
     """Result of a conversion, and the files it left behind."""
     before = files_in(server)
-    result = server.client.run(flow.conversion(server, workflow(server), session=session, **settings))
+    settings = {"session": session, "method": "hswq", **settings}
+    result = server.client.run(flow.conversion(server, workflow(server), **settings))
     return result, files_in(server) - before
 
 
@@ -141,14 +142,15 @@ def test_a_filename_prefix_never_leaves_the_output_folder(server, session, prefi
 def test_a_prefix_may_name_a_subfolder(server, session):
     result, files = convert(server, session, filename_prefix="mine/best")
     result.check()
-    (name,) = (str(path.relative_to(server.output)) for path in files)
-    assert name.replace("\\", "/").startswith("diffusion_models/mine/best_flux-tiny_hswq_r2_0.25_comfy")
+    names = sorted(path.relative_to(server.output).as_posix() for path in files)
+    stem = "diffusion_models/mine/best_flux-tiny_hswq_r2_0.25_comfy"
+    assert names == [f"{stem}.plan.json", f"{stem}.safetensors"]
 
 
 def test_an_already_quantized_model(server, session):
     result, files = convert(server, session, filename_prefix="quantized")
     result.check()
-    (file,) = files
+    (file,) = (path for path in files if path.suffix == ".safetensors")
     name = str(file.relative_to(server.output / "diffusion_models"))
     load = flow.opening(flow.prepare(server, "flux", flow.LOAD), name, "diffusion_models", stock=True)
     calibration = prompts.node("HSWQCalibration", model=None, session="fp8", save_every=50)
@@ -194,14 +196,15 @@ def test_a_compiled_model_under_calibration(server):
     assert not (server.output / "hswq_stats" / "compiled.pt").exists()
 
 
-def test_cancel_leaves_nothing_behind(server):
-    settings = {"session": "cancelled"}
+@pytest.mark.parametrize(("method", "stage"), [("hswq", "Searching"), ("model_aware", "Rounding")])
+def test_cancel_leaves_nothing_behind(server, method, stage):
+    settings = {"session": f"cancelled_{method}"}
     server.client.run(flow.calibration(flow.prepare(server, "sdxl", flow.CALIBRATE, **settings))).check()
-    prompt = flow.conversion(server, flow.prepare(server, "sdxl", flow.CALIBRATE, **settings))
+    prompt = flow.conversion(server, flow.prepare(server, "sdxl", flow.CALIBRATE, **settings), method=method)
     before = files_in(server)
     with server.client.listen() as heard:
         queued = server.client.submit(prompt)
-        until(lambda: any("Searching" in text for text in heard.progress_text()))
+        until(lambda: any(stage in text for text in heard.progress_text()))
         server.client.interrupt()
         result = server.client.wait(queued)
     assert result.status == "interrupted"

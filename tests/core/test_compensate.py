@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hswq.hswq_core import FLOAT8_E4M3FN
@@ -108,7 +106,7 @@ def test_a_gram_that_no_damping_mends_gives_nearest_rounding():
     w = torch.randn(8, 6)
     gram = -torch.ones(6, 6) + torch.diag(torch.full((6,), 2.0))  # diagonal 1, eigenvalue -4
     rounded = compensated(w, gram, cast)
-    assert math.isinf(rounded.damping)
+    assert rounded.damping >= MOST_DAMPING
     assert torch.equal(rounded.weight, cast(w))
 
 

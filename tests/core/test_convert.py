@@ -276,7 +276,7 @@ def test_every_tensor_starts_where_its_dtype_may(source, session):
 
 def test_the_sources_metadata_survive_and_hswq_is_ours(source, session, tmp_path):
     _, file = convert(source, session, "v2", tmp_path / "f.safetensors")
-    assert list(file.metadata) == list(METADATA)
+    assert list(file.metadata) == [*METADATA, "hswq_plan"]
     assert (file.metadata["format"], file.metadata["modelspec.title"]) == ("pt", "Toy é")
     assert json.loads(file.metadata["hswq"]) == {
         "version": 1,
@@ -290,6 +290,14 @@ def test_the_sources_metadata_survive_and_hswq_is_ours(source, session, tmp_path
         "counts": {"quantize": 2, "keep": 2, "skip": 1},
         "kept": {"conv_kept": "why keep", "kept": "why keep"},
     }
+
+
+def test_the_whole_plan_is_in_the_header_and_beside_the_file(source, session, tmp_path):
+    done, file = convert(source, session, "v2", tmp_path / "model_0.25_v2.safetensors")
+    beside = tmp_path / "model_0.25_v2.plan.json"
+    assert Plan.from_json(file.metadata["hswq_plan"]) == done.plan
+    assert Plan.from_json(beside.read_text(encoding="utf-8")) == done.plan
+    assert len(beside.read_text(encoding="utf-8").splitlines()) > len(done.plan.layers)  # for people to read
 
 
 def test_the_sources_metadata_object_is_left_alone(source, session):

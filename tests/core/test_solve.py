@@ -3,8 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from hswq.hswq_core import FLOAT8_E4M3FN, Layer, LayerError
-from hswq.hswq_core.budget import check_extra_percent, choose_kept
-from hswq.hswq_core.errors import SettingError
 from hswq.hswq_core.gram import Gram, Moments, output_error
 from hswq.hswq_core.solve import COMPENSATED, NEAREST, Solution, bias_correction, solve
 
@@ -66,10 +64,10 @@ def test_inputs_of_another_kind_give_nearest():
 
 
 def test_few_rows_are_hardly_believed():
-    """With as many columns as a hundred rows' worth the rounding is almost nearest."""
+    """A layer of 512 columns that saw one row is rounded almost to nearest."""
     w = torch.randn(64, 512)
     nearest = GRID.fake_quantize(w, w.abs().max().item(), scaled=True)
-    few, many = (solved(w, inputs(512, rows), inputs(512, 2000)) for rows in (4, 4000))
+    few, many = (solved(w, inputs(512, rows), inputs(512, 2000)) for rows in (1, 4000))
     changed = [(weight_of(found) != nearest).float().mean().item() for found in (few, many)]
     assert changed[0] < changed[1] / 2
 
@@ -124,23 +122,3 @@ def test_a_weight_that_is_not_finite_is_an_error_that_names_the_layer():
     w[0, 0] = torch.nan
     with pytest.raises(LayerError, match="Layer l, weight: got NaN"):
         solved(w, inputs(48, 100), inputs(48, 100))
-
-
-def test_the_largest_change_per_byte_is_kept_first():
-    change = {"a": 8.0, "b": 6.0, "c": 1.0, "d": 0.0}
-    cost = {"a": 8, "b": 3, "c": 2, "d": 1}
-    assert choose_kept(change, cost, 0) == set()
-    assert choose_kept(change, cost, 3) == {"b"}
-    assert choose_kept(change, cost, 5) == {"b", "c"}  # a does not fit, c does
-    assert choose_kept(change, cost, 11) == {"a", "b"}
-    assert choose_kept(change, cost, 99) == {"a", "b", "c"}  # nothing is won by keeping d
-
-
-def test_equal_changes_are_kept_in_order_of_name():
-    assert choose_kept({"b": 1.0, "a": 1.0}, {"a": 1, "b": 1}, 1) == {"a"}
-
-
-@pytest.mark.parametrize("extra", [-1.0, 101.0, float("nan")])
-def test_a_budget_out_of_range_is_an_error(extra):
-    with pytest.raises(SettingError, match="extra_percent"):
-        check_extra_percent(extra)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from hswq.hswq_core import Fingerprint, SessionError
+from hswq.hswq_core import Fingerprint, SessionError, states
 from hswq.hswq_core.states import HEADER_KEY, MAX_STATES, Sample, State, capture, load_states, save_states
 from safetensors.torch import load_file, save_file
 
@@ -54,7 +54,6 @@ def test_a_state_is_a_copy():
     kept = capture(arguments, 0, 0.5)
     arguments["x"].zero_()
     assert kept.tensors["x"].any()
-    assert kept.nbytes == sum(tensor.nbytes for tensor in kept.tensors.values())
 
 
 @pytest.mark.parametrize("value", [{"output": [torch.ones(1)]}, lambda: None, [torch.ones(1), {}]])
@@ -184,3 +183,54 @@ def test_a_file_without_the_header_is_an_error(tmp_path):
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(SessionError, match="KeyError"):
         load_states(path, PRINT, 4)
+
+
+def prompted(key: float, prompt: int) -> State:
+    """A call of its own latent and one of few prompts."""
+    context = torch.full((1, 1000), float(prompt), dtype=torch.bfloat16)
+    return State(key, {"x": torch.full((1, 2), key), "sigma": torch.ones(1), "c_crossattn": context}, {})
+
+
+def test_equal_tensors_are_held_and_stored_once(tmp_path):
+    sample = Sample(20)
+    for i in range(20):
+        part = Sample(1)
+        part.states.append(prompted(i / 20, i % 2))
+        sample.merge(part)
+    latents, prompts = 20 * 8 + 4, 2 * 2000
+    assert sample.nbytes == latents + prompts
+    path = tmp_path / "s.states.safetensors"
+    save_states(sample, PRINT, path)
+    assert path.stat().st_size < 2 * (latents + prompts) + 4096
+    again = load_states(path, PRINT, 20)
+    assert again.nbytes == sample.nbytes
+    for kept, wanted in zip(again.states, sample.states, strict=True):
+        assert set(kept.tensors) == set(wanted.tensors)
+        assert all(torch.equal(kept.tensors[name], wanted.tensors[name]) for name in wanted.tensors)
+
+
+def test_tensors_of_the_same_bytes_but_another_shape_or_dtype_stay_apart():
+    zeros = {
+        "x": torch.zeros(1, 4),
+        "sigma": torch.zeros(1),
+        "a": torch.zeros(4),
+        "b": torch.zeros(4, dtype=torch.int32),
+    }
+    sample, part = Sample(4), Sample(4)
+    part.states.append(State(0.1, zeros, {}))
+    sample.merge(part)
+    assert {name: (t.shape, t.dtype) for name, t in sample.states[0].tensors.items()} == {
+        name: (t.shape, t.dtype) for name, t in zeros.items()
+    }
+
+
+def test_the_sample_ends_where_its_bytes_do(monkeypatch):
+    """The largest keys go, and no later call of such a key is copied at all."""
+    monkeypatch.setattr(states, "MAX_BYTES", 5 * 2000 + 200)
+    sample, part = Sample(20), Sample(20)
+    order = random.Random(1).sample(range(20), 20)
+    part.states.extend(prompted(i / 20, i) for i in order)
+    sample.merge(part)
+    assert keys(sample) == [i / 20 for i in range(5)]
+    assert sample.ceiling == 5 / 20
+    assert Sample(20, sample.ceiling).ceiling == 5 / 20

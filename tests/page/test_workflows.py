@@ -39,6 +39,7 @@ def test_calibrate_and_convert_in_the_page(page, server, models):
         set('EmptyLatentImage', 'width', 64)
         set('EmptyLatentImage', 'height', 64)
         set('KSampler', 'steps', 2)
+        set('HSWQConverter', 'method', 'hswq')
         for (const type of ['HSWQCalibration', 'HSWQConverter']) set(type, 'session', 'in_page')
     }""")
     result = server.client.wait(page.queue()).check()

@@ -1,0 +1,90 @@
+"""What a long conversion has done so far, on disk: memory holds one layer, and a crash loses only the layer at hand.
+
+Folder ``<session>.work/<key>/``: one safetensors file a rounded layer (``codes``, ``bias``; the rest in its metadata)
+and ``<stage>.json`` for numbers. The key names everything the results depend on; other keys' folders are of no use any
+more and are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .atomic import atomic_file
+from .solve import Solution
+
+HEADER_KEY = "hswq_solution"
+TENSORS = ("codes", "bias")
+
+
+def key_of(*parts: str) -> str:
+    """A folder name for results that depend on ``parts``."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+class Workspace(Mapping[str, Solution]):
+    """{layer name: solution}, read from disk at each access.
+
+    Args:
+        folder: of the session.
+        key: see ``key_of``.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder / key
+        for other in folder.iterdir() if folder.is_dir() else ():
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
+        named = {path: _name_in(path) for path in sorted(self.folder.glob("*.safetensors"))}
+        self._names = {name: path for path, name in named.items() if name is not None}
+
+    def __getitem__(self, name: str) -> Solution:
+        with safe_open(self._names[name], "pt") as file:
+            record = json.loads(file.metadata()[HEADER_KEY])
+            tensors = {key: file.get_tensor(key) if key in file.keys() else None for key in TENSORS}  # noqa: SIM118
+        return Solution(**{f.name: (tensors | record)[f.name] for f in fields(Solution)})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, name: str, solution: Solution) -> None:
+        """Save. Raises FileError if the folder cannot be written to."""
+        path = self.folder / f"{key_of(name)}.safetensors"
+        record = {f.name: getattr(solution, f.name) for f in fields(Solution) if f.name not in TENSORS}
+        tensors = {"codes": solution.codes} | ({} if solution.bias is None else {"bias": solution.bias})
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps({"name": name, **record})})
+        self._names[name] = path
+
+    def numbers(self, stage: str) -> dict[str, float]:
+        """What ``save_numbers`` saved, or nothing."""
+        path = self.folder / f"{stage}.json"
+        try:
+            return {str(k): float(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
+        except (OSError, ValueError, AttributeError):
+            return {}  # none yet
+
+    def save_numbers(self, stage: str, numbers: Mapping[str, float]) -> None:
+        """{layer name: number} of a stage. Raises FileError if the folder cannot be written to."""
+        with atomic_file(self.folder / f"{stage}.json") as temporary:
+            temporary.write_text(json.dumps(numbers), encoding="utf-8")
+
+
+def _name_in(path: Path) -> str | None:
+    """The layer a file is about; None, and the file is gone, if it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return str(json.loads(file.metadata()[HEADER_KEY])["name"])
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError):
+        path.unlink(missing_ok=True)
+        return None

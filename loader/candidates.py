@@ -1,0 +1,126 @@
+"""Ways to spend the same bytes, judged by the model's output on calls that nothing was fitted to."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from ..hswq_core import KEEP, QUANTIZE, SKIP, LayerPlan, Plan
+from ..hswq_core.budget import choose_kept, fitting
+from ..hswq_core.exclusions import NEVER_CALLED
+from ..hswq_core.hswq import by_sensitivity
+from ..hswq_core.metrics import error_to_db
+from ..hswq_core.rounding import not_quantized
+from ..hswq_core.solve import NEAREST, Solution
+from .replay import Replay
+from .rounder import CAST, SOLVED, Rounder
+
+log = logging.getLogger(__name__)
+
+METHOD = "model_aware"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Which layers stay in 16 bits, and how the others are rounded (see ``Rounder``)."""
+
+    name: str
+    how: str
+    kept: frozenset[str]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The plan to write.
+
+    Attributes:
+        plan: of the best candidate.
+        solutions: of its layers that are not rounded to nearest.
+        errors: {candidate: mean squared relative change of the model's output on unseen calls}.
+    """
+
+    plan: Plan
+    solutions: Mapping[str, Solution]
+    errors: dict[str, float]
+
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the report."""
+        quantized = [layer for layer in self.plan.layers if layer.action == QUANTIZE]
+        how = Counter(layer.reason for layer in quantized)
+        found = ", ".join(f"{name} {error_to_db(error**0.5):.1f} dB" for name, error in self.errors.items())
+        lines = [
+            f"rounded: {', '.join(f'{n} {name}' for name, n in sorted(how.items()))}",
+            f"model output on unseen calls: {found}",
+        ]
+        damped = max(quantized, key=lambda layer: layer.damping, default=None)
+        if damped is not None and damped.damping > 0:
+            lines.append(f"largest damping: {damped.damping:.2g} ({damped.name})")
+        dead = [layer.dead for layer in quantized if layer.dead]
+        if dead:
+            lines.append(f"inputs that calibration never reached: {sum(dead)} in {len(dead)} layers")
+        best = min(self.errors, key=lambda name: self.errors[name])
+        if best != METHOD:
+            lines.append(f"{best} did better than {METHOD} and is what was written.")
+        return tuple(lines)
+
+
+def candidates(rounder: Rounder, change: Mapping[str, float], budget: int) -> list[Candidate]:
+    """Ours first, then what others would do with as many bytes.
+
+    Args:
+        change: {layer: change of the model's output with it alone rounded}.
+        budget: bytes for layers that stay in 16 bits; a weight there takes one more than in 8.
+    """
+    cost = {name: rounder.job.by_name[name].weights for name in change}
+    sensitivity = {name: rounder.job.session.layers[name].sensitivity for name in change}
+    ours = frozenset(choose_kept(change, cost, budget))
+    theirs = frozenset(fitting(by_sensitivity(sensitivity), cost, budget))
+    cast = [Candidate("plain cast", CAST, frozenset(), "")] if rounder.file_format.scaled_kinds else []
+    return [
+        Candidate(METHOD, SOLVED, ours, "large change of the output"),
+        Candidate("hswq", NEAREST, theirs, "high sensitivity"),  # without its clip search, which is worth 0.1 dB
+        Candidate("nearest", NEAREST, frozenset(), ""),
+        *cast,
+    ]
+
+
+def best_of(
+    rounder: Rounder, found: list[Candidate], replay: Replay, change: Mapping[str, float], budget: str
+) -> Outcome:
+    """Run each candidate; the plan of the one that changes the model's output least.
+
+    Args:
+        replay: of calls that nothing was fitted to.
+        budget: what the user asked for, as it appears in the file name.
+    """
+    reference, errors = replay.run(), {}
+    for one in found:
+        names = [name for name in change if name not in one.kept]
+        errors[one.name] = replay.change(reference, {name: partial(rounder.delta, name, one.how) for name in names})
+    best = min(found, key=lambda one: errors[one.name])
+    if best.how != SOLVED:
+        log.warning("HSWQ: %s did better than %s on unseen calls (%s).", best.name, METHOD, errors)
+    plan = plan_of(rounder, best, change, budget)
+    solutions = rounder.solutions if best.how == SOLVED else {}
+    return Outcome(plan, solutions, errors)
+
+
+def plan_of(rounder: Rounder, chosen: Candidate, change: Mapping[str, float], budget: str) -> Plan:
+    """The plan of one candidate; layers without a ``change`` were never called."""
+    job = rounder.job
+
+    def decide(name: str) -> LayerPlan:
+        if name not in change:
+            return not_quantized(job.by_name[name], SKIP, NEVER_CALLED)
+        if name in chosen.kept:
+            return not_quantized(job.by_name[name], KEEP, chosen.reason)
+        return rounder.row(name, chosen.how)
+
+    layers = tuple(replace(decide(name), change=change.get(name)) for name in job.by_name)
+    plan = Plan(rounder.file_format.name, METHOD, budget, job.info.family.name, rounder.grid.name, layers)
+    plan.require_closed(len(job.layers))
+    return plan
