@@ -35,6 +35,8 @@ DEFAULT_STATES = 128
 MAX_STATES = 4096
 # Of one sample, equal tensors counted once. 128 calls of Flux at 1024 x 1024 with 16 prompts take 270 MB.
 MAX_BYTES = 2**29
+# The argument that holds all sigmas of the run, one tensor for all its calls.
+SCHEDULE = "sample_sigmas"
 Constant = bool | int | float | str
 
 
@@ -56,6 +58,12 @@ class State:
     def mark(self) -> str:
         """Tells states apart: their keys are the same whenever a session of the same name is made again."""
         return _digest(self.tensors["x"])
+
+    @property
+    def prompt(self) -> str:
+        """The same for all calls of one conditioning."""
+        own = sorted(set(self.tensors) - {"x", "sigma", SCHEDULE})
+        return " ".join(_digest(self.tensors[name]) for name in own)
 
     def arguments(self, device: torch.device | str) -> dict[str, Any]:
         """Everything the model was called with, lists rebuilt, tensors on ``device``."""

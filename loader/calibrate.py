@@ -20,7 +20,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..hswq_core import HSWQError, LayerObserver, Session, SettingError
 from ..hswq_core.atomic import require_writable
-from ..hswq_core.states import DEFAULT_STATES, Sample, capture
+from ..hswq_core.states import DEFAULT_STATES, SCHEDULE, Sample, capture
 from .model import ModelInfo, input_channels, inspect_model, layer_modules
 from .store import add_states, add_to_session, new_session, open_session
 
@@ -30,7 +30,7 @@ _COMPILE_KEY = "torch.compile"
 # Arguments of ``apply_model`` after x and sigma, as ComfyUI hands them to its wrappers.
 _ARGUMENTS = ("c_concat", "c_crossattn", "control", "transformer_options")
 # What of transformer_options belongs to a call; the rest are patches, which the MODEL brings along.
-_OPTIONS = ("sample_sigmas",)
+_OPTIONS = (SCHEDULE,)
 
 
 class HookSet:

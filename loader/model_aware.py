@@ -1,5 +1,6 @@
 """Method ``model_aware``: rounded and chosen by what each layer does to this model's own output.
 
+0. A session of few prompts gets more: see ``variety``.
 1. Every layer is rounded with the second moments of its inputs, gathered group by group under a memory limit.
 2. Each rounded layer alone is put into the model: the change of the output is what it costs to have it in 8 bits.
 3. The budget keeps the layers of the largest change per byte.
@@ -10,14 +11,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 
-from ..hswq_core import FileFormat, Grid, Progress, SessionError
+from ..hswq_core import FileFormat, Grid, Progress
 from ..hswq_core.budget import Budget
 from ..hswq_core.fingerprint import sample_weights
 from ..hswq_core.gram import Moments
 from ..hswq_core.rounding import require_unquantized
 from ..hswq_core.solve import Solution, solve
-from ..hswq_core.states import DEFAULT_STATES, State
+from ..hswq_core.split import Split, split_states
+from ..hswq_core.states import State
 from ..hswq_core.workspace import Workspace, key_of
 from .candidates import Outcome, best_of, candidates
 from .job import Job
@@ -25,10 +28,10 @@ from .moments import gather, in_groups, shared_inputs
 from .probe import Probe
 from .replay import Replay
 from .rounder import Rounder
+from .variety import varied
 
-LEAST_STATES = 4
-# Of the states: to round by; to decide and probe by; the rest to verify by.
-FIT_SHARE, HELD_SHARE = 0.75, 0.125
+# Of the pictures drawn for variety: to round by; the rest to decide by.
+VARIED_FIT_SHARE = 0.75
 # Of the work kept on disk; another release's is of no use.
 WORK_VERSION = "1"
 
@@ -53,30 +56,29 @@ def plan_model_aware(
     extra = budget.extra_bytes(job.smallest(), len(job.layers))
     for layer in job.layers:
         require_unquantized(layer)
-    fit, held, unseen = split_states(states)
+    split = split_states(states)
     done = Workspace(job.work_folder, work_key(job, states, file_format, grid))
     rounder = Rounder(job, file_format, grid, done)
-    verify = Replay(job.model, unseen)
+    verify = Replay(job.model, split.verify)
     with verify.loaded():
-        _Solver(rounder, done, Replay(job.model, fit), Replay(job.model, held), progress).run()
+        split = _with_variety(job, split)
+        _Solver(rounder, done, Replay(job.model, split.fit), Replay(job.model, split.decide), progress).run()
         cost = {name: job.by_name[name].weights for name in done}
-        change = Probe(job.model, held, rounder.delta, done, progress).changes(cost)
+        change = Probe(job.model, split.decide, rounder.delta, done, progress).changes(cost)
         found = candidates(rounder, change, extra)
         return best_of(rounder, found, verify, change, budget.text)
 
 
-def split_states(states: list[State]) -> tuple[list[State], list[State], list[State]]:
-    """(to round by, to decide by, to verify by); every one has some. Raises SessionError for too few."""
-    if len(states) < LEAST_STATES:
-        raise SessionError(
-            "States of the session",
-            got=f"{len(states)} model calls",
-            expected=f"at least {LEAST_STATES}, better {DEFAULT_STATES}",
-            remedy=f"Generate once more with the Calibration node, its states at {DEFAULT_STATES}, or choose hswq.",
-        )
-    held = max(1, round(HELD_SHARE * len(states)))
-    fit = min(max(2, round(FIT_SHARE * len(states))), len(states) - held - 1)
-    return states[:fit], states[fit : fit + held], states[fit + held :]
+def _with_variety(job: Job, split: Split) -> Split:
+    """Where the session has few prompts, drawn ones beside them, other ones to decide by than to round by."""
+    if not split.few_prompts:
+        return split
+    pictures = varied(job.model, split.fit)
+    cut = round(VARIED_FIT_SHARE * len(pictures))
+    fit, decide = (list(chain.from_iterable(part)) for part in (pictures[:cut], pictures[cut:]))
+    # In turn: a large model is probed on the first few alone.
+    mixed = [state for pair in zip_longest(split.decide, decide) for state in pair if state is not None]
+    return replace(split, fit=split.fit + fit, decide=mixed)
 
 
 def work_key(job: Job, states: list[State], file_format: FileFormat, grid: Grid) -> str:

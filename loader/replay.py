@@ -17,13 +17,13 @@ import torch
 from torch.nn import functional
 
 from ..hswq_core.gram import LINEAR, Window
-from ..hswq_core.states import State
+from ..hswq_core.states import SCHEDULE, State
 from .model import layer_modules
 
 # Latent elements that run as one batch: one picture of 1024 x 1024 with 16 channels. Guess.
 BATCH_ELEMENTS = 2**18
 # Tensors that are not a picture's own and are the same for every call of a schedule.
-_SHARED = ("sample_sigmas",)
+_SHARED = (SCHEDULE,)
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,15 @@ class Replay:
 
     Args:
         model: a ModelPatcher; its patches apply, its wrappers do not.
+
+    Attributes:
+        batches: the states of each call, in the order of ``run``.
     """
 
     def __init__(self, model: Any, states: Sequence[State]) -> None:
         self.model = model
         self.modules = layer_modules(model.model.diffusion_model)
-        self._batches = [list(group) for group in _batched(states)]
+        self.batches = [list(group) for group in _batched(states)]
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
@@ -66,7 +69,7 @@ class Replay:
 
     def run(self) -> list[Output]:
         """Every state once, in order."""
-        return [self._call(batch) for batch in self._batches]
+        return [self._call(batch) for batch in self.batches]
 
     def change(self, reference: list[Output], deltas: Mapping[str, Callable[[], Delta]]) -> float:
         """Mean over states of ||found - wanted||² / ||x - wanted||² with these layers rounded.

@@ -1,0 +1,80 @@
+"""More prompts than the session has: states met while drawing with conditioning whose channels change sign at random.
+
+A session of one picture shows each layer one prompt: rounding fits itself to it, and probing on the same prompt does
+not notice. Flipping the sign of random channels keeps every channel's size and takes away what the prompt's channels
+have in common; from pure noise the model then draws something else. Measured on the Flux-layout reference model rounded
+by one picture, +3 %: 49.2 dB; with eight seeds of the same prompt 48.9; with its channels permuted 52.9, with noise
+added to them 50.9 to 51.6, with their signs flipped 53.5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..hswq_core.states import SCHEDULE, State
+from .replay import Replay
+
+PICTURES, STEPS = 12, 8
+# Fewer channels are no embedding (a guidance scale, a size).
+LEAST_CHANNELS = 64
+
+
+def varied(model: Any, states: list[State]) -> list[list[State]]:
+    """For each of ``PICTURES`` pictures the states met while drawing it; none if the states have no schedule.
+
+    Args:
+        model: a ModelPatcher, loaded.
+        states: of the session; their conditionings are taken in turn.
+    """
+    known = {state.prompt: state for state in states if SCHEDULE in state.tensors}
+    if not known:
+        return []
+    bases, rng = list(known.values()), torch.Generator().manual_seed(0)
+    met = [_begun(model, bases[i % len(bases)], i, rng) for i in range(PICTURES)]
+    pictures: list[list[State]] = [[] for _ in met]
+    for step in range(STEPS):
+        replay = Replay(model, met)
+        for batch in replay.batches:
+            for state in batch:
+                pictures[int(state.key)].append(state)
+        met = [
+            after for batch, out in zip(replay.batches, replay.run(), strict=True) for after in _moved(batch, out, step)
+        ]
+    return pictures
+
+
+def _begun(model: Any, base: State, number: int, rng: torch.Generator) -> State:
+    """Pure noise, signs flipped; the key is the picture's number."""
+    tensors = {name: _flipped(tensor, rng) for name, tensor in base.tensors.items()}
+    noise = torch.randn(base.tensors["x"].shape, generator=rng)
+    sigma = _sigma(base, 0)
+    x = model.model.model_sampling.noise_scaling(sigma, noise, torch.zeros_like(noise))
+    tensors |= {"x": x.to(base.tensors["x"].dtype), "sigma": sigma, SCHEDULE: base.tensors[SCHEDULE]}
+    return State(float(number), tensors, base.constants)
+
+
+def _flipped(tensor: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    if not (tensor.is_floating_point() and tensor.dim() in (2, 3) and tensor.shape[-1] >= LEAST_CHANNELS):
+        return tensor
+    signs = torch.randint(0, 2, tensor.shape[-1:], generator=rng) * 2 - 1
+    return tensor * signs.to(tensor.dtype)
+
+
+def _sigma(state: State, step: int) -> torch.Tensor:
+    """[1]: of step ``step`` when ``STEPS`` steps take the place of the schedule's."""
+    schedule = state.tensors[SCHEDULE]
+    return schedule[round(step * (len(schedule) - 1) / STEPS)].reshape(1).to(state.tensors["sigma"].dtype)
+
+
+def _moved(batch: list[State], out: Any, step: int) -> list[State]:
+    """Euler's step."""
+    moved = []
+    for i, state in enumerate(batch):
+        x, denoised = state.tensors["x"], out.denoised[i : i + 1].to("cpu", state.tensors["x"].dtype)
+        sigma, after = state.tensors["sigma"], _sigma(state, step + 1)
+        shape = (1,) * x.dim()
+        x = x + (x - denoised) / sigma.reshape(shape) * (after - sigma).reshape(shape)
+        moved.append(State(state.key, {**state.tensors, "x": x, "sigma": after}, state.constants))
+    return moved
