@@ -61,7 +61,7 @@ def plan_model_aware(
     rounder = Rounder(job, file_format, grid, done)
     verify = Replay(job.model, split.verify)
     with verify.loaded():
-        split = _with_variety(job, split)
+        split = _with_variety(job, split, progress)
         _Solver(rounder, done, Replay(job.model, split.fit), Replay(job.model, split.decide), progress).run()
         cost = {name: job.by_name[name].weights for name in done}
         change = Probe(job.model, split.decide, rounder.delta, done, progress).changes(cost)
@@ -69,11 +69,11 @@ def plan_model_aware(
         return best_of(rounder, found, verify, change, budget.text)
 
 
-def _with_variety(job: Job, split: Split) -> Split:
+def _with_variety(job: Job, split: Split, progress: Progress) -> Split:
     """Where the session has few prompts, drawn ones beside them, other ones to decide by than to round by."""
     if not split.few_prompts:
         return split
-    pictures = varied(job.model, split.fit)
+    pictures = varied(job.model, split.fit, progress)
     cut = round(VARIED_FIT_SHARE * len(pictures))
     fit, decide = (list(chain.from_iterable(part)) for part in (pictures[:cut], pictures[cut:]))
     # In turn: a large model is probed on the first few alone.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..hswq_core import Progress
 from ..hswq_core.states import SCHEDULE, State
 from .replay import Replay
 
@@ -21,12 +22,13 @@ PICTURES, STEPS = 12, 8
 LEAST_CHANNELS = 64
 
 
-def varied(model: Any, states: list[State]) -> list[list[State]]:
+def varied(model: Any, states: list[State], progress: Progress) -> list[list[State]]:
     """For each of ``PICTURES`` pictures the states met while drawing it; none if the states have no schedule.
 
     Args:
         model: a ModelPatcher, loaded.
         states: of the session; their conditionings are taken in turn.
+        progress: called as (what, done, total); may raise to cancel.
     """
     known = {state.prompt: state for state in states if SCHEDULE in state.tensors}
     if not known:
@@ -35,6 +37,7 @@ def varied(model: Any, states: list[State]) -> list[list[State]]:
     met = [_begun(model, bases[i % len(bases)], i, rng) for i in range(PICTURES)]
     pictures: list[list[State]] = [[] for _ in met]
     for step in range(STEPS):
+        progress("Drawing pictures of other prompts", step, STEPS)
         replay = Replay(model, met)
         for batch in replay.batches:
             for state in batch:

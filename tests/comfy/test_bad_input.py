@@ -196,7 +196,7 @@ def test_a_compiled_model_under_calibration(server):
     assert not (server.output / "hswq_stats" / "compiled.pt").exists()
 
 
-@pytest.mark.parametrize(("method", "stage"), [("hswq", "Searching"), ("model_aware", "Rounding")])
+@pytest.mark.parametrize(("method", "stage"), [("hswq", "Searching"), ("model_aware", "Drawing")])
 def test_cancel_leaves_nothing_behind(server, method, stage):
     settings = {"session": f"cancelled_{method}"}
     server.client.run(flow.calibration(flow.prepare(server, "sdxl", flow.CALIBRATE, **settings))).check()

@@ -8,7 +8,18 @@ from functools import partial
 
 import pytest
 import torch
-from hswq.hswq_core import FLOAT8_E4M3FN, KEEP, QUANTIZE, SKIP, FileSource, SettingError, format_named, split
+from hswq.hswq_core import (
+    FLOAT8_E4M3FN,
+    KEEP,
+    QUANTIZE,
+    SKIP,
+    FileSource,
+    SessionError,
+    SettingError,
+    format_named,
+    no_progress,
+    split,
+)
 from hswq.hswq_core.budget import Budget
 from hswq.hswq_core.states import load_states
 from reference_models.architectures import REFERENCES
@@ -155,7 +166,6 @@ def test_the_plan_keeps_within_the_budget_and_closes_its_books(outcomes, job, fi
 
 def test_a_file_of_the_size_asked_for(calibrated_model):
     """Nearly full, never over; nothing else in the folder of sessions than before."""
-    from hswq.hswq_core import no_progress
     from hswq.loader.convert import Request, convert_model
 
     model, session, _ = calibrated_model
@@ -309,6 +319,42 @@ def test_a_crash_loses_only_the_layer_at_hand(job, states, monkeypatch, tmp_path
     assert len(solved) == 20 + len(again) + len(job.layers)
 
 
+def test_an_error_keeps_the_work_cancel_and_success_do_not(calibrated_model, monkeypatch):
+    import comfy.model_management
+    from filelock import FileLock
+    from hswq.loader import model_aware
+    from hswq.loader.convert import Request, convert_model
+    from hswq.loader.store import path_of
+
+    model, session, _ = calibrated_model
+    folder = path_of(session).with_suffix(".work")
+    real, solved = model_aware.solve, []
+
+    def failing(error: type[BaseException]):
+        def solve(layer, *args, **kwargs):
+            solved.append(layer.name)
+            if len(solved) == 5:
+                raise error
+            return real(layer, *args, **kwargs)
+
+        return solve
+
+    request = Request(session, "v1", "model_aware", extra_percent=4.0)
+    for error, left in ((MemoryError, True), (comfy.model_management.InterruptProcessingException, False)):
+        solved.clear()
+        monkeypatch.setattr(model_aware, "solve", failing(error))
+        with torch.inference_mode(), pytest.raises(error):
+            convert_model(model, None, None, request, no_progress)
+        assert folder.exists() == left
+    with FileLock(f"{folder}.lock"), pytest.raises(SessionError, match="another conversion of it under way"):
+        convert_model(model, None, None, request, no_progress)
+    monkeypatch.setattr(model_aware, "solve", real)
+    with torch.inference_mode():
+        done, _ = convert_model(model, None, None, request, no_progress)
+    assert done.path.exists()
+    assert not folder.exists()
+
+
 def test_groups_under_a_memory_limit_give_the_same_codes(outcomes, job, states, monkeypatch, tmp_path):
     from hswq.loader import moments
 
@@ -356,10 +402,10 @@ def test_variety_is_pictures_of_other_prompts(job, states):
     from hswq.loader.variety import PICTURES, STEPS, varied
 
     with Replay(job.model, states).loaded():
-        pictures = varied(job.model, states[:3])
-        again = varied(job.model, states[:3])
+        pictures = varied(job.model, states[:3], no_progress)
+        again = varied(job.model, states[:3], no_progress)
         plain = [replace(s, tensors={k: v for k, v in s.tensors.items() if k != "sample_sigmas"}) for s in states]
-        assert varied(job.model, plain) == []
+        assert varied(job.model, plain, no_progress) == []
     assert [len(picture) for picture in pictures] == [STEPS] * PICTURES
     assert torch.equal(pictures[3][5].tensors["x"], again[3][5].tensors["x"])
     bases = {state.prompt: state for state in states[:3]}

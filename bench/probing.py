@@ -1,0 +1,131 @@
+"""Which cheap measure ranks layers as the finished picture does?
+
+    nox -s bench -- probing.py --models flux
+
+The truth: every layer alone rounded, four pictures drawn in 20 steps, the squared change of their pixels. Beside it
+what single calls say: of how many states, relative to what the call removes or as denoised picture, and without any
+call. For each: rank correlation with the truth, and how much more change than by the truth's own choice is left when
+1, 3 and 6 % of the bytes are spent by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from judge.subject import Subject, prepare
+from reference_models.architectures import REFERENCES, Reference
+from reference_models.prompts import calibration_prompts
+from reference_models.sampling import draw
+from scipy.stats import spearmanr
+
+PICTURES, OTHER_SET = 4, 7
+BUDGETS = (1, 3, 6)
+STATES = (1, 2, 4, 8, 16)
+Measure = dict[str, float]
+
+
+@dataclass
+class Probed:
+    """What was measured of one model: {layer: number} by measure, and what keeping a layer costs."""
+
+    truth: Measure
+    measures: dict[str, Measure]
+    cost: dict[str, int]
+    smallest: int
+
+
+def main() -> None:
+    """Print one table a model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", choices=sorted(REFERENCES), default=sorted(REFERENCES))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    prepare()
+    logging.disable(logging.INFO)
+    for name in options.models:
+        with torch.inference_mode():
+            print(f"\n{REFERENCES[name].layout}\n\n{table(probed(REFERENCES[name]))}", flush=True)
+
+
+def probed(reference: Reference) -> Probed:
+    """Every layer alone rounded, v2."""
+    from hswq.hswq_core import FLOAT8_E4M3FN, format_named, no_progress
+    from hswq.hswq_core.budget import Budget
+    from hswq.loader.job import Job
+    from hswq.loader.model_aware import plan_model_aware
+    from hswq.loader.replay import Replay
+    from hswq.loader.rounder import Rounder
+
+    subject = Subject(reference, 32)
+    job = Job(subject.model, None, None, subject.session)
+    states, row = job.states(), format_named("v2")
+    settings = {"file_format": row, "grid": FLOAT8_E4M3FN, "budget": Budget(), "progress": no_progress}
+    solutions = dict(plan_model_aware(job, states, **settings).solutions)
+    rounder = Rounder(job, row, FLOAT8_E4M3FN, solutions)
+    replay = Replay(job.model, states[-max(STATES) :])
+    prompts = calibration_prompts(PICTURES, OTHER_SET)
+    pictures = draw(job.model, reference, prompts)
+    truth: Measure = {}
+    calls: dict[str, list[tuple[float, float]]] = {}
+    with replay.loaded():
+        wanted = replay.run()
+        for name in solutions:
+            made = rounder.delta(name)
+            with replay.rounded({name: lambda made=made: made}):
+                calls[name] = [pair for a, b in zip(replay.run(), wanted, strict=True) for pair in changes(a, b)]
+                truth[name] = float((draw(job.model, reference, prompts) - pictures).square().mean())
+    cost = {name: job.by_name[name].weights for name in solutions}
+    own = {name: solution.error for name, solution in solutions.items()}
+    return Probed(truth, {"own output error": own, **by_calls(calls)}, cost, job.smallest())
+
+
+def changes(found: Any, wanted: Any) -> list[tuple[float, float]]:
+    """(squared change of the denoised latent, the same relative to what the call removes) of each state."""
+    change = (found.denoised - wanted.denoised).square().flatten(1).sum(1)
+    removed = (wanted.x - wanted.denoised).square().flatten(1).sum(1)
+    return list(zip(change.tolist(), (change / removed).tolist(), strict=True))
+
+
+def by_calls(calls: Mapping[str, list[tuple[float, float]]]) -> dict[str, Measure]:
+    """{measure: {layer: number}} from all states' changes."""
+
+    def mean(pick: Callable[[tuple[float, float]], float], count: int) -> Measure:
+        return {name: sum(map(pick, pairs[:count])) / count for name, pairs in calls.items()}
+
+    found = {f"{count} calls, relative": mean(lambda pair: pair[1], count) for count in STATES}
+    return found | {f"{max(STATES)} calls, denoised": mean(lambda pair: pair[0], max(STATES))}
+
+
+def table(found: Probed) -> str:
+    """Markdown."""
+    heads = " | ".join(f"+{budget} %" for budget in BUDGETS)
+    lines = [f"| ranked by | rank correlation | {heads} |", "|---|--:|" + "--:|" * len(BUDGETS)]
+    names = list(found.truth)
+    for label, measure in found.measures.items():
+        rank = spearmanr([found.truth[name] for name in names], [measure[name] for name in names]).statistic
+        worse = " | ".join(f"{left(found, measure, budget):.1f} dB" for budget in BUDGETS)
+        lines.append(f"| {label} | {rank:.2f} | {worse} |")
+    return "\n".join(lines)
+
+
+def left(found: Probed, measure: Measure, percent: float) -> float:
+    """Change of the pictures that is left, in dB above that of the truth's choice."""
+    from hswq.hswq_core.budget import Budget, choose_kept
+
+    budget = Budget(percent).extra_bytes(found.smallest, len(found.cost))
+    rests = []
+    for ranking in (measure, found.truth):
+        kept = choose_kept(ranking, found.cost, budget)
+        rests.append(sum(change for name, change in found.truth.items() if name not in kept))
+    return 10 * math.log10(rests[0] / rests[1])
+
+
+if __name__ == "__main__":
+    main()
