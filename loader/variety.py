@@ -23,14 +23,17 @@ LEAST_CHANNELS = 64
 
 
 def varied(model: Any, states: list[State], progress: Progress) -> list[list[State]]:
-    """For each of ``PICTURES`` pictures the states met while drawing it; none if the states have no schedule.
+    """For each of ``PICTURES`` pictures the states met while drawing it.
+
+    A run of fewer than ``STEPS`` steps is repeated in as many; what ends in NaN is left out, and states without a
+    schedule give nothing.
 
     Args:
         model: a ModelPatcher, loaded.
         states: of the session; their conditionings are taken in turn.
         progress: called as (what, done, total); may raise to cancel.
     """
-    known = {state.prompt: state for state in states if SCHEDULE in state.tensors}
+    known = {state.prompt: state for state in states if len(state.tensors.get(SCHEDULE, ())) > 1}
     if not known:
         return []
     bases, rng = list(known.values()), torch.Generator().manual_seed(0)
@@ -38,14 +41,13 @@ def varied(model: Any, states: list[State], progress: Progress) -> list[list[Sta
     pictures: list[list[State]] = [[] for _ in met]
     for step in range(STEPS):
         progress("Drawing pictures of other prompts", step, STEPS)
-        replay = Replay(model, met)
-        for batch in replay.batches:
+        replay = Replay(model, [state for state in met if step < _steps(state)])
+        met = []
+        for batch, out in zip(replay.batches, replay.run(), strict=True):
             for state in batch:
                 pictures[int(state.key)].append(state)
-        met = [
-            after for batch, out in zip(replay.batches, replay.run(), strict=True) for after in _moved(batch, out, step)
-        ]
-    return pictures
+            met += _moved(batch, out, step)
+    return [picture for picture in pictures if all(state.tensors["x"].isfinite().all() for state in picture)]
 
 
 def _begun(model: Any, base: State, number: int, rng: torch.Generator) -> State:
@@ -65,10 +67,14 @@ def _flipped(tensor: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return tensor * signs.to(tensor.dtype)
 
 
+def _steps(state: State) -> int:
+    return min(STEPS, len(state.tensors[SCHEDULE]) - 1)
+
+
 def _sigma(state: State, step: int) -> torch.Tensor:
-    """[1]: of step ``step`` when ``STEPS`` steps take the place of the schedule's."""
+    """[1]: of step ``step`` when few steps take the place of the schedule's."""
     schedule = state.tensors[SCHEDULE]
-    return schedule[round(step * (len(schedule) - 1) / STEPS)].reshape(1).to(state.tensors["sigma"].dtype)
+    return schedule[round(step * (len(schedule) - 1) / _steps(state))].reshape(1).to(state.tensors["sigma"].dtype)
 
 
 def _moved(batch: list[State], out: Any, step: int) -> list[State]:

@@ -406,7 +406,14 @@ def test_variety_is_pictures_of_other_prompts(job, states):
         again = varied(job.model, states[:3], no_progress)
         plain = [replace(s, tensors={k: v for k, v in s.tensors.items() if k != "sample_sigmas"}) for s in states]
         assert varied(job.model, plain, no_progress) == []
+        short = replace(states[0], tensors={**states[0].tensors, "sample_sigmas": torch.tensor([1.0, 0.4, 0.0])})
+        brief = varied(job.model, [short], no_progress)
+        broken = replace(states[0], tensors={**states[0].tensors, "y": torch.full_like(states[0].tensors["y"], 1e30)})
+        assert varied(job.model, [broken], no_progress) == []  # overflows
     assert [len(picture) for picture in pictures] == [STEPS] * PICTURES
+    assert [[state.tensors["sigma"].item() for state in picture] for picture in brief] == [
+        [1.0, pytest.approx(0.4)]
+    ] * PICTURES
     assert torch.equal(pictures[3][5].tensors["x"], again[3][5].tensors["x"])
     bases = {state.prompt: state for state in states[:3]}
     for number, picture in enumerate(pictures):
