@@ -1,6 +1,6 @@
 """Minutes and memory of `model_aware` on models of real size, random weights: no quality, only whether it gets through.
 
-    nox -s bench -- big.py --model sdxl --latent 64 --steps 8
+    nox -s bench -- big.py --model sdxl --latent 64
 
 Models: the whole SDXL UNet (2.57 G parameters), and Flux at its real width with few blocks. On a GPU, ComfyUI's own
 --reserve-vram stands for a smaller card: `--device cuda --reserve 12`.
@@ -12,6 +12,7 @@ import argparse
 import resource
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from rig import inprocess, pack, tiny
@@ -51,16 +52,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(MODELS), default="sdxl")
     parser.add_argument("--latent", type=int, default=64, help="side of the latent: 64 is a picture of 512 x 512")
-    parser.add_argument("--steps", type=int, default=8, help="of the one picture that calibrates")
+    parser.add_argument("--pictures", type=int, default=12, help="that calibrate, each of its own prompt")
+    parser.add_argument("--steps", type=int, default=2, help="of each")
+    parser.add_argument("--states", type=int, default=16, help="model calls to keep")
     parser.add_argument("--format", default="v2")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--reserve", type=float, default=0.0, help="GB of VRAM that ComfyUI leaves alone")
+    parser.add_argument(
+        "--folder", type=Path, help="keep session and work here; another run goes on where this stopped"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    inprocess.load_comfy(
-        ["--reserve-vram", str(options.reserve)] if options.reserve else [], cpu=options.device == "cpu"
-    )
+    switches = ["--reserve-vram", str(options.reserve)] if options.reserve else []
+    switches += ["--base-directory", str(options.folder.resolve())] if options.folder else []
+    inprocess.load_comfy(switches, cpu=options.device == "cpu")
     pack.alias()
     print(table(measured(options), options))
 
@@ -77,8 +83,10 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
         model = inprocess.load_model(tiny.make(kind, **settings))
         clock.lap("Calibrating")
         bar.set_description_str("Calibrating")
-        watched = calibrated(model, path_of("big"), 1000, lambda _line: None)
-        inprocess.sample(watched, steps=options.steps, size=options.latent, widths=WIDTHS[options.model], tokens=tokens)
+        watched = calibrated(model, path_of("big"), 1000, lambda _line: None, states=options.states)
+        size = {"steps": options.steps, "size": options.latent, "tokens": tokens, "widths": WIDTHS[options.model]}
+        for prompt in range(0 if path_of("big").exists() else options.pictures):
+            inprocess.sample(watched, prompt=prompt, **size)
         clock.lap("Opening")
         done, text = convert_model(model, None, None, Request("big", options.format), clock)
         clock.lap("end")
@@ -90,8 +98,9 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
 def table(seconds: dict[str, float], options: argparse.Namespace) -> str:
     """Markdown."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    calibration = f"{options.pictures} pictures of {options.steps} steps, {options.states} states"
     lines = [
-        f"| {options.model}, {options.latent} x {options.latent} latents, {options.steps} steps | minutes |",
+        f"| {options.model}, {options.latent} x {options.latent} latents, {calibration} | minutes |",
         "|---|--:|",
     ]
     lines += [f"| {stage} | {spent / 60:.1f} |" for stage, spent in seconds.items()]

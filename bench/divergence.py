@@ -7,13 +7,12 @@ For every picture: PSNR against FP16 with the file of `model_aware` in all steps
 
 from __future__ import annotations
 
-import argparse
-import logging
 from typing import Any
 
 import numpy as np
 import torch
-from judge.subject import Subject, open_hswq, open_stock, prepare
+from judge.options import begun, parser
+from judge.subject import Subject, open_hswq, open_stock
 from kornia.metrics import psnr
 from reference_models.architectures import REFERENCES, Reference
 from reference_models.prompts import evaluation_prompts
@@ -25,15 +24,10 @@ WORST = 4
 
 def main() -> None:
     """Print one table a model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", choices=sorted(REFERENCES), default=sorted(REFERENCES))
-    parser.add_argument("--prompts", type=int, default=48)
-    parser.add_argument("--extra", type=float, default=3.0, help="percent")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    prepare()
-    logging.disable(logging.INFO)
+    asked = parser(__doc__)
+    asked.add_argument("--prompts", type=int, default=48)
+    asked.add_argument("--extra", type=float, default=3.0, help="percent")
+    options = begun(asked)
     for name in options.models:
         print(f"\n{REFERENCES[name].layout}, v2, +{options.extra:g} %\n")
         print(table(measured(REFERENCES[name], options)))

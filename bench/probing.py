@@ -10,15 +10,14 @@ call. For each: rank correlation with the truth, and how much more change than b
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from judge.subject import Subject, prepare
+from judge.options import begun, parser
+from judge.subject import Subject
 from reference_models.architectures import REFERENCES, Reference
 from reference_models.prompts import calibration_prompts
 from reference_models.sampling import draw
@@ -42,13 +41,7 @@ class Probed:
 
 def main() -> None:
     """Print one table a model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", choices=sorted(REFERENCES), default=sorted(REFERENCES))
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    prepare()
-    logging.disable(logging.INFO)
+    options = begun(parser(__doc__))
     for name in options.models:
         with torch.inference_mode():
             print(f"\n{REFERENCES[name].layout}\n\n{table(probed(REFERENCES[name]))}", flush=True)
@@ -56,20 +49,11 @@ def main() -> None:
 
 def probed(reference: Reference) -> Probed:
     """Every layer alone rounded, v2."""
-    from hswq.hswq_core import FLOAT8_E4M3FN, format_named, no_progress
-    from hswq.hswq_core.budget import Budget
-    from hswq.loader.job import Job
-    from hswq.loader.model_aware import plan_model_aware
     from hswq.loader.replay import Replay
-    from hswq.loader.rounder import Rounder
 
-    subject = Subject(reference, 32)
-    job = Job(subject.model, None, None, subject.session)
-    states, row = job.states(), format_named("v2")
-    settings = {"file_format": row, "grid": FLOAT8_E4M3FN, "budget": Budget(), "progress": no_progress}
-    solutions = dict(plan_model_aware(job, states, **settings).solutions)
-    rounder = Rounder(job, row, FLOAT8_E4M3FN, solutions)
-    replay = Replay(job.model, states[-max(STATES) :])
+    job, rounder, outcome = Subject(reference, 32).solved("v2", BUDGETS[1])
+    solutions = dict(outcome.solutions)
+    replay = Replay(job.model, job.states()[-max(STATES) :])
     prompts = calibration_prompts(PICTURES, OTHER_SET)
     pictures = draw(job.model, reference, prompts)
     truth: Measure = {}
@@ -83,14 +67,16 @@ def probed(reference: Reference) -> Probed:
                 truth[name] = float((draw(job.model, reference, prompts) - pictures).square().mean())
     cost = {name: job.by_name[name].weights for name in solutions}
     own = {name: solution.error for name, solution in solutions.items()}
-    return Probed(truth, {"own output error": own, **by_calls(calls)}, cost, job.smallest())
+    known = {"own output error": own, **by_calls(calls)}
+    return Probed(truth, known, cost, job.smallest())
 
 
 def changes(found: Any, wanted: Any) -> list[tuple[float, float]]:
     """(squared change of the denoised latent, the same relative to what the call removes) of each state."""
+    from hswq.loader.replay import relative_change
+
     change = (found.denoised - wanted.denoised).square().flatten(1).sum(1)
-    removed = (wanted.x - wanted.denoised).square().flatten(1).sum(1)
-    return list(zip(change.tolist(), (change / removed).tolist(), strict=True))
+    return list(zip(change.tolist(), relative_change(found, wanted).tolist(), strict=True))
 
 
 def by_calls(calls: Mapping[str, list[tuple[float, float]]]) -> dict[str, Measure]:
@@ -103,6 +89,14 @@ def by_calls(calls: Mapping[str, list[tuple[float, float]]]) -> dict[str, Measur
     return found | {f"{max(STATES)} calls, denoised": mean(lambda pair: pair[0], max(STATES))}
 
 
+def by_shortlist(found: Probed, percent: float) -> Measure:
+    """What the product does with a large model: the likely layers by calls, the others by what those say."""
+    from hswq.loader.probe import filled, likely
+
+    own, calls = found.measures["own output error"], found.measures["2 calls, relative"]
+    return filled({name: calls[name] for name in likely(own, found.cost, bytes_of(found, percent))}, own)
+
+
 def table(found: Probed) -> str:
     """Markdown."""
     heads = " | ".join(f"+{budget} %" for budget in BUDGETS)
@@ -112,19 +106,27 @@ def table(found: Probed) -> str:
         rank = spearmanr([found.truth[name] for name in names], [measure[name] for name in names]).statistic
         worse = " | ".join(f"{left(found, measure, budget):.1f} dB" for budget in BUDGETS)
         lines.append(f"| {label} | {rank:.2f} | {worse} |")
+    worse = " | ".join(f"{left(found, by_shortlist(found, budget), budget):.1f} dB" for budget in BUDGETS)
+    lines.append(f"| shortlist by own output error, then 2 calls | | {worse} |")
     return "\n".join(lines)
 
 
 def left(found: Probed, measure: Measure, percent: float) -> float:
     """Change of the pictures that is left, in dB above that of the truth's choice."""
-    from hswq.hswq_core.budget import Budget, choose_kept
+    from hswq.hswq_core.budget import choose_kept
 
-    budget = Budget(percent).extra_bytes(found.smallest, len(found.cost))
-    rests = []
+    budget, rests = bytes_of(found, percent), []
     for ranking in (measure, found.truth):
         kept = choose_kept(ranking, found.cost, budget)
         rests.append(sum(change for name, change in found.truth.items() if name not in kept))
     return 10 * math.log10(rests[0] / rests[1])
+
+
+def bytes_of(found: Probed, percent: float) -> int:
+    """Bytes to spend."""
+    from hswq.hswq_core.budget import Budget
+
+    return Budget(percent).extra_bytes(found.smallest, len(found.cost))
 
 
 if __name__ == "__main__":

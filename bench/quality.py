@@ -10,27 +10,24 @@ people would use opens it, and ComfyUI samples prompts and seeds that calibratio
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
-import torch
 from judge import report
 from judge.ablation import ABLATION
 from judge.methods import METHODS
+from judge.options import begun
+from judge.options import parser as options_of
 from judge.scores import Truth, judge
 from judge.sheet import contact_sheet
-from judge.subject import Subject, prepare
+from judge.subject import Subject
 from reference_models.architectures import REFERENCES
 from rig import pack
 from tqdm import tqdm
 
-log = logging.getLogger("quality")
-
 
 def main() -> None:
     """Judge, print the tables, write JSON, plot and contact sheets."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", choices=sorted(REFERENCES), default=sorted(REFERENCES))
+    parser = options_of(__doc__)
     parser.add_argument("--prompts", type=int, default=48, help="pictures to judge by")
     parser.add_argument("--calibrate", type=int, default=32, help="pictures to calibrate with")
     parser.add_argument("--calibration", type=int, default=0, help="which independent set of calibration prompts")
@@ -38,14 +35,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", help="rows to judge, by name; default: all")
     parser.add_argument("--ablation", action="store_true", help="the parts of model_aware instead")
     parser.add_argument("--quick", action="store_true", help="without the methods that take minutes")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--output", type=Path, default=pack.ROOT / "quality_output", help="folder for the results")
     parser.add_argument("--add", type=Path, nargs="+", default=[], help="results.json of other models, to show beside")
     parser.add_argument("--against", type=Path, help="results.json of another run: exit 1 if they disagree")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    prepare()
-    logging.disable(logging.INFO)  # ComfyUI tells of every file it loads
+    options = begun(parser)
     options.output.mkdir(parents=True, exist_ok=True)
     results = {}
     for other in options.add:

@@ -1,9 +1,10 @@
 """Compensated rounding: column by column, each column's rounding error is made good by the columns after it.
 
-GPTQ (Frantar et al. 2022, arXiv 2210.17323) with the true cast of an 8-bit float grid as its rounding. With the
-layer's input second moments G, and H = G + damping, the columns are visited in order of falling diagonal; with U
-the upper Cholesky factor of H⁻¹, the error e = (w_j - ŵ_j) / U_jj of column j is subtracted from each later column
-i as e · U_ji, which is the least-squares answer of the columns still free.
+GPTQ (Frantar et al. 2022, arXiv 2210.17323) with the true cast of an 8-bit float grid as its rounding, in the form
+that needs no inverse (LDLQ, Chee et al. 2023, arXiv 2307.13304, who show that both give the same codes): with the
+layer's input second moments G, H = G + damping = L Lᵀ, and the columns sorted by rising diagonal, they are visited from
+the last to the first; to column j the errors e_i = w_i - ŵ_i of those already rounded are added as
+Σ_{i>j} e_i · L_ij / L_jj, which is the least-squares answer of the columns still free.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from .cholesky import Tick, factorize_
 
 DAMPING = 0.01  # of the mean diagonal; GPTQ's value
 MOST_DAMPING = 1.0
@@ -36,7 +39,13 @@ class Rounded:
     dead: int
 
 
-def compensated(w: torch.Tensor, gram: torch.Tensor, cast: Cast, *, damping: float = DAMPING) -> Rounded:
+def never_cancelled() -> None:
+    """A tick that lets everything go on."""
+
+
+def compensated(
+    w: torch.Tensor, gram: torch.Tensor, cast: Cast, *, damping: float = DAMPING, tick: Tick = never_cancelled
+) -> Rounded:
     """Round ``w`` so that the error of its outputs, not of its weights, is small.
 
     Args:
@@ -44,51 +53,50 @@ def compensated(w: torch.Tensor, gram: torch.Tensor, cast: Cast, *, damping: flo
         gram: G [k, k], float32, on the device of ``w``.
         cast: values -> nearest values on the grid, any shape.
         damping: of the mean diagonal, added to it; ten times as much is tried until the factor exists.
+        tick: called every second or so of work; may raise to cancel.
     """
     rows = w.reshape(len(w), -1).to(torch.float32)
     dead = gram.diagonal() <= 0
-    order = gram.diagonal().argsort(descending=True)
-    factor, used = _factor(gram, dead, order, damping)
+    order = gram.diagonal().argsort()
+    factor, used = _factor(gram, dead, order, damping, tick)
     rounded = torch.empty_like(rows)
-    rounded[:, order] = _sweep(rows[:, order].clone(), factor, cast)
+    rounded[:, order] = _sweep(rows[:, order], factor, cast, tick)
     rounded[:, dead] = cast(rows[:, dead])
     return Rounded(rounded.reshape(w.shape), used, int(dead.sum()))
 
 
-def _factor(gram: torch.Tensor, dead: torch.Tensor, order: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """(upper Cholesky factor of the damped, reordered inverse, damping used)."""
-    h = gram.clone()
-    diagonal = h.diagonal()
-    mean = diagonal[~dead].mean() if not bool(dead.all()) else diagonal.new_ones(())
-    diagonal[dead] = mean
-    h = h[order][:, order]
-    plain = h.diagonal().clone()
+def _factor(
+    gram: torch.Tensor, dead: torch.Tensor, order: torch.Tensor, damping: float, tick: Tick
+) -> tuple[torch.Tensor, float]:
+    """(lower Cholesky factor of the damped, reordered moments, damping used)."""
+    plain = gram.diagonal().clone()
+    mean = plain[~dead].mean() if not bool(dead.all()) else plain.new_ones(())
+    plain[dead] = mean
     while True:
-        h.diagonal().copy_(plain + damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(h)
-        if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-        if not failed:
-            return upper, damping
+        h = gram[order[:, None], order]
+        h.diagonal().copy_(plain[order] + damping * mean)
+        if factorize_(h, tick):
+            return h, damping
         if damping >= MOST_DAMPING:
-            return torch.eye(len(h), device=h.device), damping  # nearest: nothing to compensate with
+            return h.zero_().fill_diagonal_(1.0), damping  # nearest: nothing to compensate with
         damping *= 10
 
 
-def _sweep(w: torch.Tensor, upper: torch.Tensor, cast: Cast) -> torch.Tensor:
-    """Columns rounded from left to right; ``w`` [out, k] is used up."""
-    rounded = torch.empty_like(w)
+def _sweep(w: torch.Tensor, lower: torch.Tensor, cast: Cast, tick: Tick) -> torch.Tensor:
+    """Columns of ``w`` [out, k] rounded from the last to the first."""
+    rounded, errors = torch.empty_like(w), torch.empty_like(w)
     columns = w.shape[1]
-    for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
+    for stop in range(columns, 0, -BLOCK):
+        tick()
+        start = max(0, stop - BLOCK)
+        share = lower[:, start:stop] / lower.diagonal()[start:stop]
         # Transposed, a column is one piece of memory: two to three times as fast.
-        block, factor = w[:, start:stop].T.contiguous(), upper[start:stop, start:stop]
-        done, errors, diagonal = torch.empty_like(block), torch.empty_like(block), factor.diagonal()
-        for j in range(stop - start):
+        block = (w[:, start:stop] + errors[:, stop:] @ share[stop:]).T.contiguous()
+        own, done = share[start:stop], torch.empty_like(block)
+        missed = w[:, start:stop].T.contiguous()
+        for j in reversed(range(stop - start)):
             done[j] = cast(block[j])
-            torch.sub(block[j], done[j], out=errors[j]).div_(diagonal[j])
-            block[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
-        rounded[:, start:stop] = done.T
-        w[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
+            missed[j] -= done[j]
+            block[:j].addr_(own[j, :j], missed[j])
+        rounded[:, start:stop], errors[:, start:stop] = done.T, missed.T
     return rounded

@@ -103,9 +103,10 @@ def _quantized(
         return grid.quantize(source.read(key), layer.amax, scaled=layer.scaled)[0]
 
     yield OutputTensor(key, TensorInfo(grid.dtype, info.shape), codes)
-    scale = grid.scale(layer.amax) if layer.scaled else None
+    scale = solution.scale if solution is not None else grid.scale(layer.amax) if layer.scaled else None
+    input_scale = grid.scale(layer.input_amax) if layer.input_amax else None
     stem = key[: -len("weight")]
-    for suffix, tensor in row.extra_tensors(grid, scale).items():
+    for suffix, tensor in row.extra_tensors(grid, scale, input_scale).items():
         described = TensorInfo(tensor.dtype, tuple(tensor.shape))
         yield OutputTensor(stem + suffix, described, partial(_same, tensor))
 

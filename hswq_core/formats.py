@@ -4,8 +4,9 @@
 format    keys of a quantized layer X (all other tensors as in the source)
 ========  ======================================================================================
 v1        ``X.weight`` float8 (unscaled)
-v2        ``X.weight`` float8, ``X.scale`` float32 [1]
-comfy     Linear: ``X.weight`` float8, ``X.weight_scale`` float32 [], ``X.comfy_quant`` uint8 JSON;
+v2        ``X.weight`` float8, ``X.scale`` float32 [1], or one a channel [out]
+comfy     Linear: ``X.weight`` float8, ``X.weight_scale`` float32 [], ``X.comfy_quant`` uint8 JSON, and
+          ``X.input_scale`` float32 [] where activations may be cast too;
           Conv2d: ``X.weight`` float8 unscaled, or kept where that loses too much (stock ComfyUI has no
           scaled convolution: the scale would be ignored and the picture be noise)
 ========  ======================================================================================
@@ -26,6 +27,10 @@ from .grid import Grid
 # Guess, until the reference models measure it.
 UNSCALED_CONV_MAX_LOSS_DB = 6.0
 
+# What one scale serves.
+TENSOR, CHANNEL = "tensor", "channel"
+GRANULARITIES = (TENSOR, CHANNEL)
+
 
 @dataclass(frozen=True)
 class FileFormat:
@@ -36,53 +41,68 @@ class FileFormat:
         scaled_kinds: layer kinds stored with a scale.
         may_keep_unscaled: keep a layer in 16 bits where an unscaled cast loses more than
             ``UNSCALED_CONV_MAX_LOSS_DB`` against a scaled one.
-        extra_tensors: (grid, scale or None) -> {key suffix: tensor} written beside ``X.weight``.
+        extra_tensors: (grid, scale or None, input scale or None) -> {key suffix: tensor} written beside ``X.weight``.
         opens_in: for the report.
+        granularities: what one scale may serve: a whole "tensor", or an output "channel".
+        fast_matmul: whether it can tell a loader to multiply in 8 bits.
     """
 
     name: str
     scaled_kinds: frozenset[str]
     may_keep_unscaled: bool
-    extra_tensors: Callable[[Grid, torch.Tensor | None], dict[str, torch.Tensor]]
+    extra_tensors: Callable[[Grid, torch.Tensor | None, torch.Tensor | None], dict[str, torch.Tensor]]
     opens_in: str
+    granularities: tuple[str, ...] = (TENSOR,)
+    fast_matmul: bool = False
 
     def scaled(self, kind: str) -> bool:
         """Whether a quantized layer of ``kind`` has a scale."""
         return kind in self.scaled_kinds
 
 
-def _no_extra(_grid: Grid, _scale: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def _no_extra(_grid: Grid, _scale: torch.Tensor | None, _input_scale: torch.Tensor | None) -> dict[str, torch.Tensor]:
     return {}
 
 
-def _v2_extra(_grid: Grid, scale: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def _v2_extra(_grid: Grid, scale: torch.Tensor | None, _input_scale: torch.Tensor | None) -> dict[str, torch.Tensor]:
     if scale is None:
         return {}
-    return {"scale": scale.reshape(1).to(torch.float32)}
+    return {"scale": scale.reshape(-1).to(torch.float32)}
 
 
-def comfy_marker(grid: Grid) -> torch.Tensor:
-    """``comfy_quant``: weight-only.
+def comfy_marker(grid: Grid, *, full_precision: bool = True) -> torch.Tensor:
+    """``comfy_quant``: weight-only, unless told otherwise.
 
-    Without full_precision_matrix_mult a GPU with FP8 compute would cast the activations too, with scale 1 for
-    want of a measured input_scale.
+    Without full_precision_matrix_mult a GPU with FP8 compute casts the activations too, with scale 1 for want of a
+    measured input_scale.
     """
-    # Without spaces it has 60 bytes, so that the float16 tensors after it in a file still start at even ones.
-    text = json.dumps({"format": grid.name, "full_precision_matrix_mult": True}, separators=(",", ":"))
+    text = json.dumps({"format": grid.name, "full_precision_matrix_mult": full_precision}, separators=(",", ":"))
+    # 60 or 64 bytes, so that the float16 and float32 tensors after it in a file still start where they must.
+    text += " " * (-len(text) % 4)
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-def _comfy_extra(grid: Grid, scale: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def _comfy_extra(grid: Grid, scale: torch.Tensor | None, input_scale: torch.Tensor | None) -> dict[str, torch.Tensor]:
     if scale is None:
         return {}
-    return {"weight_scale": scale.reshape(()).to(torch.float32), "comfy_quant": comfy_marker(grid)}
+    found = {"weight_scale": scale.reshape(()).to(torch.float32)}
+    if input_scale is not None:
+        found["input_scale"] = input_scale.reshape(()).to(torch.float32)
+    return found | {"comfy_quant": comfy_marker(grid, full_precision=input_scale is None)}
 
 
 FORMATS = {
     row.name: row
     for row in (
-        FileFormat("comfy", frozenset({"Linear"}), True, _comfy_extra, "stock Load Checkpoint / Load Diffusion Model"),
-        FileFormat("v2", frozenset({"Linear", "Conv2d"}), False, _v2_extra, "HSWQ Loader"),
+        FileFormat(
+            "comfy",
+            frozenset({"Linear"}),
+            True,
+            _comfy_extra,
+            "stock Load Checkpoint / Load Diffusion Model",
+            fast_matmul=True,
+        ),
+        FileFormat("v2", frozenset({"Linear", "Conv2d"}), False, _v2_extra, "HSWQ Loader", (TENSOR, CHANNEL)),
         FileFormat("v1", frozenset(), False, _no_extra, "any FP8 loader, HSWQ Loader"),
     )
 }

@@ -6,7 +6,7 @@ For a rounding error Δ = Ŵ - W the mean squared change of the layer's output i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -47,6 +47,17 @@ def input_rows(x: torch.Tensor, kind: str, window: Window = LINEAR) -> Iterator[
         yield columns[0].T
 
 
+def row_count(x: torch.Tensor, kind: str, window: Window = LINEAR) -> int:
+    """How many rows ``input_rows`` makes of these inputs."""
+    if kind == "Linear":
+        return x.numel() // x.shape[-1]
+    count = len(x) if x.dim() == 4 else 1
+    sides = zip(x.shape[-2:], window.kernel, window.stride, window.padding, window.dilation, strict=True)
+    for side, kernel, stride, padding, dilation in sides:
+        count *= (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    return count
+
+
 @dataclass(frozen=True)
 class Moments:
     """Of the input rows of a layer.
@@ -61,29 +72,33 @@ class Moments:
     mean: torch.Tensor
     rows: int
 
+    def to(self, device: torch.device) -> Moments:
+        """The same on another device."""
+        return replace(self, gram=self.gram.to(device), mean=self.mean.to(device))
+
+    def error(self, delta: torch.Tensor) -> float:
+        """Mean squared change of the layer's output, summed over its channels; see ``output_error``."""
+        return output_error(delta, self.gram)
+
 
 class Gram:
-    """Accumulates moments over calls, on the device of the inputs.
+    """Accumulates moments over calls.
 
     Args:
         name: of the layer, for errors.
         width: k.
+        device: to sum on; None: that of the inputs.
     """
 
-    def __init__(self, name: str, width: int) -> None:
-        self.name, self.width, self.rows = name, width, 0
+    def __init__(self, name: str, width: int, device: torch.device | None = None) -> None:
+        self.name, self.width, self.rows, self.device = name, width, 0, device
         self._sum: torch.Tensor | None = None
         self._mean: torch.Tensor | None = None
 
     def add(self, rows: torch.Tensor) -> None:
         """Add float32 rows [n, k]."""
-        if rows.shape[-1] != self.width:
-            raise LayerError(
-                f"Layer {self.name}, input rows",
-                got=f"{rows.shape[-1]} columns",
-                expected=f"{self.width}",
-                remedy="This model feeds the layer in a way HSWQ does not know; please report it with its name.",
-            )
+        require_width(self.name, rows, self.width)
+        rows = rows.to(self.device or rows.device)
         if self._sum is None or self._mean is None:
             self._sum = torch.zeros(self.width, self.width, dtype=torch.float32, device=rows.device)
             self._mean = torch.zeros(self.width, dtype=torch.float64, device=rows.device)
@@ -93,15 +108,38 @@ class Gram:
         self.rows += len(rows)
 
     def moments(self) -> Moments:
-        """What was added so far. Raises LayerError if that is nothing, or a value is not finite."""
-        if self._sum is None or self._mean is None or not bool(self._sum.isfinite().all()):
-            raise LayerError(
-                f"Layer {self.name}, second moments of its input",
-                got="no input" if self._sum is None else "NaN or infinity",
-                expected="finite inputs",
-                remedy="Calibrate again with a workflow that draws good pictures.",
-            )
-        return Moments(self._sum / self.rows, (self._mean / self.rows).float(), self.rows)
+        """What was added so far, given away: there is one such matrix in memory.
+
+        Raises:
+            LayerError: that is nothing, or a value is not finite.
+        """
+        if self._sum is None or self._mean is None:
+            raise no_finite_input(self.name, "no input")
+        if not bool(self._sum.diagonal().isfinite().all()):
+            raise no_finite_input(self.name, "NaN or infinity")
+        gram, self._sum = self._sum.div_(self.rows), None
+        return Moments(gram, (self._mean / self.rows).float(), self.rows)
+
+
+def require_width(name: str, rows: torch.Tensor, width: int) -> None:
+    """Raise LayerError for input rows [n, k] of another k."""
+    if rows.shape[-1] != width:
+        raise LayerError(
+            f"Layer {name}, input rows",
+            got=f"{rows.shape[-1]} columns",
+            expected=f"{width}",
+            remedy="This model feeds the layer in a way HSWQ does not know; please report it with its name.",
+        )
+
+
+def no_finite_input(name: str, got: str) -> LayerError:
+    """The error of a layer whose inputs cannot be used."""
+    return LayerError(
+        f"Layer {name}, its input",
+        got=got,
+        expected="finite inputs",
+        remedy="Calibrate again with a workflow that draws good pictures.",
+    )
 
 
 def output_error(delta: torch.Tensor, gram: torch.Tensor) -> float:

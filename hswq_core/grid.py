@@ -6,7 +6,6 @@ A grid is one small object, so that another 8-bit format can become one more row
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -77,12 +76,9 @@ class Grid:
         w = codes.to(torch.float32)
         return (w if scale is None else w * scale).to(dtype)
 
-    def rounding(self, amax: float, *, scaled: bool, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-        """``fake_quantize`` with one clip limit for many small float32 tensors: the scale is computed once."""
-        if not scaled:
-            return lambda w: self.cast(w.clamp(-amax, amax)).to(torch.float32)
-        scale = self.scale(amax).to(device)
-        return lambda w: self.cast(w / scale).to(torch.float32).mul_(scale)
+    def nearest(self, x: torch.Tensor) -> torch.Tensor:
+        """The nearest value on the grid, float32; see ``cast``."""
+        return self.cast(x).to(torch.float32)
 
     def fake_quantize(self, w: torch.Tensor, amax: float, *, scaled: bool) -> torch.Tensor:
         """dequantize(quantize(w)) in float32."""

@@ -64,6 +64,7 @@ class LayerPlan:
         change: squared relative change of the model's output with this layer alone in 8 bits; None: not measured.
         damping: of compensated rounding, as a share of the mean diagonal of G; 0 where it was not tried.
         dead: input columns that calibration never reached.
+        input_amax: clip limit of the inputs where a loader may multiply in 8 bits; 0 elsewhere.
     """
 
     name: str
@@ -78,6 +79,7 @@ class LayerPlan:
     change: float | None = None
     damping: float = 0.0
     dead: int = 0
+    input_amax: float = 0.0
 
     @property
     def weights(self) -> int:
@@ -96,6 +98,7 @@ class Plan:
         family: row of the families table.
         grid: name of the 8-bit grid.
         layers: every Linear and Conv2d of the model, in model order.
+        granularity: what one scale serves: a "tensor" or a "channel".
     """
 
     file_format: str
@@ -104,6 +107,7 @@ class Plan:
     family: str
     grid: str
     layers: tuple[LayerPlan, ...]
+    granularity: str = "tensor"
 
     def counts(self) -> dict[str, int]:
         """{"quantize": n, "keep": n, "skip": n}, all three always present."""

@@ -1,8 +1,8 @@
 """What a long conversion has done so far, on disk: memory holds one layer, and a crash loses only the layer at hand.
 
-Folder ``<session>.work/<key>/``: one safetensors file a rounded layer (``codes``, ``bias``; the rest in its metadata)
-and ``<stage>.json`` for numbers. The key names everything the results depend on; other keys' folders are of no use any
-more and are removed.
+Folder ``<session>.work/<key>/``: one safetensors file a rounded layer (``codes``, ``scale``, ``bias``; the rest in its
+metadata) and ``<stage>.json`` for numbers. The key names everything the results depend on; other keys' folders are of
+no use any more and are removed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .atomic import atomic_file
 from .solve import Solution
 
 HEADER_KEY = "hswq_solution"
-TENSORS = ("codes", "bias")
+TENSORS = ("codes", "scale", "bias")
 
 
 def key_of(*parts: str) -> str:
@@ -61,10 +61,15 @@ class Workspace(Mapping[str, Solution]):
         """Save. Raises FileError if the folder cannot be written to."""
         path = self.folder / f"{key_of(name)}.safetensors"
         record = {f.name: getattr(solution, f.name) for f in fields(Solution) if f.name not in TENSORS}
-        tensors = {"codes": solution.codes} | ({} if solution.bias is None else {"bias": solution.bias})
+        tensors = {key: tensor for key in TENSORS if (tensor := getattr(solution, key)) is not None}
         with atomic_file(path) as temporary:
             save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps({"name": name, **record})})
         self._names[name] = path
+
+    def error(self, name: str) -> float:
+        """That of a solution, without its codes."""
+        with safe_open(self._names[name], "pt") as file:
+            return float(json.loads(file.metadata()[HEADER_KEY])["error"])
 
     def numbers(self, stage: str) -> dict[str, float]:
         """What ``save_numbers`` saved, or nothing."""

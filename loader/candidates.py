@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ..hswq_core import KEEP, QUANTIZE, SKIP, LayerPlan, Plan
+from ..hswq_core import KEEP, QUANTIZE, SKIP, LayerPlan, Plan, Progress
 from ..hswq_core.budget import choose_kept, fitting
 from ..hswq_core.exclusions import NEVER_CALLED
 from ..hswq_core.hswq import by_sensitivity
@@ -41,11 +41,15 @@ class Outcome:
         plan: of the best candidate.
         solutions: of its layers that are not rounded to nearest.
         errors: {candidate: mean squared relative change of the model's output on unseen calls}.
+        best: the candidate of least error.
+        fast: line for the report about 8-bit multiplication; empty if it was not asked for.
     """
 
     plan: Plan
     solutions: Mapping[str, Solution]
     errors: dict[str, float]
+    best: Candidate
+    fast: str = ""
 
     def notes(self) -> tuple[str, ...]:
         """Lines for the report."""
@@ -62,10 +66,9 @@ class Outcome:
         dead = [layer.dead for layer in quantized if layer.dead]
         if dead:
             lines.append(f"inputs that calibration never reached: {sum(dead)} in {len(dead)} layers")
-        best = min(self.errors, key=lambda name: self.errors[name])
-        if best != METHOD:
-            lines.append(f"{best} did better than {METHOD} and is what was written.")
-        return tuple(lines)
+        if self.best.how != SOLVED:
+            lines.append(f"{self.best.name} did better than {METHOD} and is what was written.")
+        return (*lines, *([self.fast] if self.fast else []))
 
 
 def candidates(rounder: Rounder, change: Mapping[str, float], budget: int) -> list[Candidate]:
@@ -79,7 +82,7 @@ def candidates(rounder: Rounder, change: Mapping[str, float], budget: int) -> li
     sensitivity = {name: rounder.job.session.layers[name].sensitivity for name in change}
     ours = frozenset(choose_kept(change, cost, budget))
     theirs = frozenset(fitting(by_sensitivity(sensitivity), cost, budget))
-    cast = [Candidate("plain cast", CAST, frozenset(), "")] if rounder.file_format.scaled_kinds else []
+    cast = [Candidate("plain cast", CAST, frozenset(), "")] if rounder.encoding.file_format.scaled_kinds else []
     return [
         Candidate(METHOD, SOLVED, ours, "large change of the output"),
         Candidate("hswq", NEAREST, theirs, "high sensitivity"),  # without its clip search, which is worth 0.1 dB
@@ -89,16 +92,23 @@ def candidates(rounder: Rounder, change: Mapping[str, float], budget: int) -> li
 
 
 def best_of(
-    rounder: Rounder, found: list[Candidate], replay: Replay, change: Mapping[str, float], budget: str
+    rounder: Rounder,
+    found: list[Candidate],
+    replay: Replay,
+    change: Mapping[str, float],
+    budget: str,
+    progress: Progress,
 ) -> Outcome:
     """Run each candidate; the plan of the one that changes the model's output least.
 
     Args:
         replay: of calls that nothing was fitted to.
         budget: what the user asked for, as it appears in the file name.
+        progress: called as (what, done, total); may raise to cancel.
     """
     reference, errors = replay.run(), {}
     for one in found:
+        progress(f"Verifying {one.name}", len(errors), len(found))
         names = [name for name in change if name not in one.kept]
         errors[one.name] = replay.change(reference, {name: partial(rounder.delta, name, one.how) for name in names})
     best = min(found, key=lambda one: errors[one.name])
@@ -106,7 +116,7 @@ def best_of(
         log.warning("HSWQ: %s did better than %s on unseen calls (%s).", best.name, METHOD, errors)
     plan = plan_of(rounder, best, change, budget)
     solutions = rounder.solutions if best.how == SOLVED else {}
-    return Outcome(plan, solutions, errors)
+    return Outcome(plan, solutions, errors, best)
 
 
 def plan_of(rounder: Rounder, chosen: Candidate, change: Mapping[str, float], budget: str) -> Plan:
@@ -121,6 +131,8 @@ def plan_of(rounder: Rounder, chosen: Candidate, change: Mapping[str, float], bu
         return rounder.row(name, chosen.how)
 
     layers = tuple(replace(decide(name), change=change.get(name)) for name in job.by_name)
-    plan = Plan(rounder.file_format.name, METHOD, budget, job.info.family.name, rounder.grid.name, layers)
+    encoding = rounder.encoding
+    names = (encoding.file_format.name, METHOD, budget, job.info.family.name, encoding.grid.name)
+    plan = Plan(*names, layers, encoding.granularity)
     plan.require_closed(len(job.layers))
     return plan

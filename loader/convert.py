@@ -13,7 +13,6 @@ import comfy.model_management
 from filelock import FileLock, Timeout
 
 from ..hswq_core import (
-    FLOAT8_E4M3FN,
     Conversion,
     Exclusions,
     Plan,
@@ -24,6 +23,8 @@ from ..hswq_core import (
     plan_hswq,
 )
 from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT, Budget
+from ..hswq_core.encoding import Encoding
+from ..hswq_core.formats import TENSOR
 from ..hswq_core.hswq import check_keep_ratio
 from ..hswq_core.solve import Solution
 from .job import Job
@@ -41,11 +42,18 @@ class Request:
     keep_ratio: float = 0.25
     filename_prefix: str = ""
     target_mb: float = 0.0
+    scale_per: str = TENSOR
+    fast_matmul: float = 0.0
 
     @property
     def size(self) -> Budget:
         """Of model_aware. Raises SettingError if it is out of range."""
         return Budget(self.extra_percent, self.target_mb)
+
+    @property
+    def encoding(self) -> Encoding:
+        """Of model_aware. Raises SettingError for an option that the format has not."""
+        return Encoding(format_named(self.file_format), granularity=self.scale_per, fast_matmul=self.fast_matmul)
 
 
 @dataclass(frozen=True)
@@ -77,18 +85,18 @@ class Method:
 
 
 def _model_aware(job: Job, request: Request, progress: Progress) -> Planned:
-    outcome = plan_model_aware(
-        job,
-        job.states(),
-        file_format=format_named(request.file_format),
-        grid=FLOAT8_E4M3FN,
-        budget=request.size,
-        progress=progress,
-    )
+    outcome = plan_model_aware(job, job.states(), request.encoding, request.size, progress)
     return Planned(outcome.plan, outcome.solutions, outcome.notes())
 
 
 def _hswq(job: Job, request: Request, progress: Progress) -> Planned:
+    if request.encoding != Encoding(format_named(request.file_format)):
+        raise SettingError(
+            "scale_per, fast_matmul",
+            got=f"{request.scale_per}, {request.fast_matmul:g} with method hswq",
+            expected="method model_aware",
+            remedy="Choose model_aware, or leave both at their defaults.",
+        )
     plan = plan_hswq(
         job.layers,
         job.session,
@@ -120,8 +128,8 @@ def convert_model(model: Any, clip: Any, vae: Any, request: Request, progress: P
     Raises:
         HSWQError: wrong setting, missing or foreign statistics, unwritable folder, a file that would not open.
     """
-    file_format, method = format_named(request.file_format), method_named(request.method)
-    budget = method.budget(request)
+    method = method_named(request.method)
+    budget, file_format = method.budget(request), request.encoding.file_format
     job = Job(model, clip, vae, request.session)
     target = job.target(budget, file_format.name, request.filename_prefix)
     with _work(job.work_folder):

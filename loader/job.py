@@ -13,6 +13,8 @@ import torch
 
 from ..hswq_core import Conversion, Layer, Plan, Progress, format_named, report, source_layers, write_plan
 from ..hswq_core.atomic import require_writable
+from ..hswq_core.encoding import Encoding
+from ..hswq_core.formats import CHANNEL
 from ..hswq_core.names import describe, output_path
 from ..hswq_core.solve import Solution
 from ..hswq_core.states import MAX_STATES, State, load_states
@@ -64,11 +66,13 @@ class Job:
         """Whether a layer has a bias."""
         return f"{self.source.prefix}{name}.bias" in self.source.entries
 
-    def smallest(self) -> int:
-        """Bytes of the source's tensors with every layer in 8 bits, scales not counted."""
+    def smallest(self, encoding: Encoding | None = None) -> int:
+        """Bytes of the source's tensors with every layer in 8 bits; of scales only those of channels."""
         weights = {f"{self.source.prefix}{name}.weight" for name in self.by_name}
         others = sum(entry.nbytes for key, entry in self.source.entries.items() if key not in weights)
-        return others + sum(layer.weights for layer in self.layers)
+        each_channel = encoding is not None and encoding.granularity == CHANNEL
+        scales = sum(4 * layer.shape[0] for layer in self.layers if each_channel)
+        return others + scales + sum(layer.weights for layer in self.layers)
 
     @property
     def work_folder(self) -> Path:

@@ -2,10 +2,12 @@
 
 0. A session of few prompts gets more: see ``variety``.
 1. Every layer is rounded with the second moments of its inputs, gathered group by group under a memory limit.
-2. Each rounded layer alone is put into the model: the change of the output is what it costs to have it in 8 bits.
+2. Each rounded layer alone is put into the model: the change of the output is what it costs to have it in 8 bits. Of a
+   large model only those that may be worth keeping.
 3. The budget keeps the layers of the largest change per byte.
 4. The whole plan is run on states that nothing was fitted to, beside what other methods would make of the same bytes;
    the best is written.
+5. Where asked for, layers that may multiply in 8 bits are chosen: see ``fast``.
 """
 
 from __future__ import annotations
@@ -13,18 +15,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 
-from ..hswq_core import FileFormat, Grid, Progress
+import comfy.model_management
+import torch
+
+from ..hswq_core import Progress
 from ..hswq_core.budget import Budget
+from ..hswq_core.encoding import Encoding
 from ..hswq_core.fingerprint import sample_weights
 from ..hswq_core.gram import Moments
+from ..hswq_core.held import Rows
 from ..hswq_core.rounding import require_unquantized
 from ..hswq_core.solve import Solution, solve
 from ..hswq_core.split import Split, split_states
 from ..hswq_core.states import State
 from ..hswq_core.workspace import Workspace, key_of
 from .candidates import Outcome, best_of, candidates
+from .fast import speeded
 from .job import Job
-from .moments import gather, in_groups, shared_inputs
+from .moments import device_for, gather, hold, in_groups, shared_inputs
 from .probe import Probe
 from .replay import Replay
 from .rounder import Rounder
@@ -32,18 +40,19 @@ from .variety import varied
 
 # Of the pictures drawn for variety: to round by; the rest to decide by.
 VARIED_FIT_SHARE = 0.75
+# To see what casting the inputs does.
+FAST_STATES = 8
 # Of the work kept on disk; another release's is of no use.
-WORK_VERSION = "1"
+WORK_VERSION = "2"
 
 
-def plan_model_aware(
-    job: Job, states: list[State], *, file_format: FileFormat, grid: Grid, budget: Budget, progress: Progress
-) -> Outcome:
+def plan_model_aware(job: Job, states: list[State], encoding: Encoding, budget: Budget, progress: Progress) -> Outcome:
     """Plan a conversion under a budget.
 
     Args:
         job: the opened MODEL.
         states: of the session, in order of key.
+        encoding: how layers are written.
         budget: how large the file may be.
         progress: called as (what, done, total); may raise to cancel.
 
@@ -53,20 +62,25 @@ def plan_model_aware(
         LayerError: a layer with NaN, or already in FP8.
         FileError: the folder of the session cannot be written to.
     """
-    extra = budget.extra_bytes(job.smallest(), len(job.layers))
+    extra = budget.extra_bytes(job.smallest(encoding), len(job.layers))
     for layer in job.layers:
         require_unquantized(layer)
     split = split_states(states)
-    done = Workspace(job.work_folder, work_key(job, states, file_format, grid))
-    rounder = Rounder(job, file_format, grid, done)
+    done = Workspace(job.work_folder, work_key(job, states, encoding))
+    rounder = Rounder(job, encoding, done)
     verify = Replay(job.model, split.verify)
     with verify.loaded():
         split = _with_variety(job, split, progress)
         _Solver(rounder, done, Replay(job.model, split.fit), Replay(job.model, split.decide), progress).run()
         cost = {name: job.by_name[name].weights for name in done}
-        change = Probe(job.model, split.decide, rounder.delta, done, progress).changes(cost)
+        error = {name: done.error(name) for name in cost}
+        change = Probe(job.model, split.decide, rounder.delta, done, progress).changes(cost, error, extra)
         found = candidates(rounder, change, extra)
-        return best_of(rounder, found, verify, change, budget.text)
+        outcome = best_of(rounder, found, verify, change, budget.text, progress)
+        if not encoding.fast_matmul:
+            return outcome
+        gain = {name: change[name] / error[name] if error[name] else 0.0 for name in change}
+        return speeded(outcome, rounder, gain, Replay(job.model, split.decide[:FAST_STATES]), verify, progress)
 
 
 def _with_variety(job: Job, split: Split, progress: Progress) -> Split:
@@ -81,14 +95,13 @@ def _with_variety(job: Job, split: Split, progress: Progress) -> Split:
     return replace(split, fit=split.fit + fit, decide=mixed)
 
 
-def work_key(job: Job, states: list[State], file_format: FileFormat, grid: Grid) -> str:
+def work_key(job: Job, states: list[State], encoding: Encoding) -> str:
     """Names everything the rounded layers and their probes depend on; the budget is not among it."""
-    scaled = ",".join(sorted(file_format.scaled_kinds))
     weights = job.info.fingerprint.weights
     if job.model.patches:  # the fingerprint is of the model without its LoRAs
         weights = sample_weights(job.by_name, lambda name: job.read(job.by_name[name]))
     marks = ",".join(state.mark for state in states)
-    return key_of(WORK_VERSION, job.info.fingerprint.layout, str(weights.tolist()), marks, scaled, grid.name)
+    return key_of(WORK_VERSION, job.info.fingerprint.layout, str(weights.tolist()), marks, encoding.text)
 
 
 @dataclass(frozen=True)
@@ -102,20 +115,36 @@ class _Solver:
     progress: Progress
 
     def run(self) -> None:
-        leaders = shared_inputs(self.held, self.rounder.job.by_name)
-        todo = {name: leader for name, leader in leaders.items() if name not in self.done}
-        for group in in_groups(self.fit, dict.fromkeys(todo.values())):
-            self.progress(f"Watching {group[0]}", len(self.done), len(leaders))
-            fit, held = gather(self.fit, group), gather(self.held, group)
-            for name in (name for name, leader in todo.items() if leader in fit):
-                self.progress(f"Rounding {name}", len(self.done), len(leaders))
-                self.done.add(name, self._solution(name, fit[leaders[name]], held[leaders[name]]))
+        seen = shared_inputs(self.held, self.rounder.job.by_name)
+        followers: dict[str, list[str]] = {}
+        for name, leader in seen.leader.items():
+            if name not in self.done:
+                followers.setdefault(leader, []).append(name)
+        for group in in_groups(self.fit, {leader: seen.rows[leader] for leader in followers}):
+            self._round({leader: followers[leader] for leader in group}, len(seen.leader))
 
-    def _solution(self, name: str, fit: Moments, held: Moments) -> Solution:
-        layer, grid = self.rounder.job.by_name[name], self.rounder.grid
+    def _round(self, group: dict[str, list[str]], total: int) -> None:
+        """Round the layers that get the inputs of these leaders."""
+        first = next(iter(group))
+        self.progress(f"Watching {first}", len(self.done), total)
+        fit, held = gather(self.fit, list(group)), hold(self.held, list(group))
+        for leader, names in group.items():
+            own = fit.pop(leader), held.pop(leader)  # memory is short where inputs are wide
+            for name in names:
+                self.progress(f"Rounding {name}", len(self.done), total)
+                self.done.add(name, self._solution(name, *own))
+
+    def _solution(self, name: str, fit: Moments, held: Moments | Rows) -> Solution:
+        layer = self.rounder.job.by_name[name]
         w = self.rounder.job.read(layer)
-        moments = [replace(m, gram=m.gram.to(w.device), mean=m.mean.to(w.device)) for m in (fit, held)]
-        scaled, has_bias = self.rounder.file_format.scaled(layer.kind), self.rounder.job.has_bias(name)
-        found = solve(layer, w, *moments, scaled=scaled, grid=grid, has_bias=has_bias)
-        bias = None if found.bias is None else found.bias.cpu()
-        return replace(found, codes=found.codes.cpu(), bias=bias)
+        device = device_for(len(fit.mean), w.device)
+        found = solve(
+            layer,
+            w.to(device),
+            fit.to(device),
+            held.to(device),
+            encoding=self.rounder.encoding,
+            has_bias=self.rounder.job.has_bias(name),
+            tick=comfy.model_management.throw_exception_if_processing_interrupted,
+        )
+        return found.to(torch.device("cpu"))

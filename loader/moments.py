@@ -3,50 +3,73 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import torch
 
-from ..hswq_core.gram import Gram, Moments, input_rows
+from ..hswq_core.gram import Gram, Moments, input_rows, row_count
+from ..hswq_core.held import Held, Rows
 from .replay import Replay, window_of
 
-# Of the free memory that the moments of one group may take.
-MEMORY_SHARE = 0.25
-# Two sets of them, to round by and to decide by, in float32.
-BYTES_PER_ENTRY = 2 * 4
+# Of the free memory that what is gathered of one group may take.
+MEMORY_SHARE = 0.4
+BYTES_PER_NUMBER = 4  # float32
+# Second moments, held inputs and factor of a layer, and what is smaller, in sizes of its second moments.
+SOLVER_COPIES = 3.5
 
 
-def shared_inputs(replay: Replay, layers: Iterable[str]) -> dict[str, str]:
-    """{layer: the first layer that gets the same input tensor}, for every layer the states call."""
+@dataclass(frozen=True)
+class Inputs:
+    """Which layers get the same input, as seen in a replay.
+
+    Attributes:
+        leader: {layer: the first layer that gets the same tensor}, for every layer the states call, in order of call.
+        rows: {leader: input rows over all states}.
+    """
+
+    leader: dict[str, str]
+    rows: dict[str, int]
+
+
+def shared_inputs(replay: Replay, layers: Iterable[str]) -> Inputs:
+    """Run every state and see."""
     seen: dict[int, tuple[weakref.ref[torch.Tensor], str]] = {}
-    found: dict[str, str] = {}
+    found = Inputs({}, {})
 
     def see(name: str) -> Callable[[torch.Tensor], None]:
-        window = window_of(replay.modules[name])
+        module = replay.modules[name]
+        window = window_of(module)
 
         def note(x: torch.Tensor) -> None:
             known = seen.get(id(x))
             if known is None or known[0]() is not x or window != window_of(replay.modules[known[1]]):
                 known = seen[id(x)] = (weakref.ref(x), name)
-            found.setdefault(name, known[1])
+            leader = found.leader.setdefault(name, known[1])
+            if leader == name:
+                found.rows[name] = found.rows.get(name, 0) + row_count(x, type(module).__name__, window)
 
         return note
 
-    with replay.watched({name: see(name) for name in layers}):
-        replay.run()
+    replay.watch({name: see(name) for name in layers})
     return found
 
 
-def in_groups(replay: Replay, leaders: Iterable[str]) -> Iterator[list[str]]:
-    """Layers whose moments fit into the memory that is free now, together, in order; at least one a group."""
+def in_groups(replay: Replay, rows: Mapping[str, int]) -> Iterator[list[str]]:
+    """Layers of whom what is gathered fits into the memory that is free now, in order; at least one a group.
+
+    Args:
+        rows: {layer: input rows to decide by}; those to round by become moments.
+    """
     device = comfy.model_management.get_torch_device()
     limit = MEMORY_SHARE * comfy.model_management.get_free_memory(device)
     group: list[str] = []
     size = 0
-    for name in leaders:
-        own = BYTES_PER_ENTRY * columns_of(replay.modules[name]) ** 2
+    for name, held in rows.items():
+        columns = columns_of(replay.modules[name])
+        own = BYTES_PER_NUMBER * columns * (columns + min(columns, held))
         if group and size + own > limit:
             yield group
             group, size = [], 0
@@ -56,22 +79,42 @@ def in_groups(replay: Replay, leaders: Iterable[str]) -> Iterator[list[str]]:
         yield group
 
 
-def gather(replay: Replay, layers: Iterable[str]) -> dict[str, Moments]:
-    """Moments of the inputs of these layers over all states."""
-    grams = {name: Gram(name, columns_of(replay.modules[name])) for name in layers}
+def gather(replay: Replay, layers: Sequence[str]) -> dict[str, Moments]:
+    """Moments of the inputs of these layers, in order of call, over all states."""
+    grams = {name: Gram(name, columns_of(replay.modules[name]), _room(replay, name)) for name in layers}
+    _feed(replay, grams)
+    return {name: gram.moments() for name, gram in grams.items()}
 
+
+def hold(replay: Replay, layers: Sequence[str]) -> dict[str, Moments | Rows]:
+    """The inputs of these layers, in order of call, over all states, to decide by."""
+    held = {name: Held(name, columns_of(replay.modules[name]), _room(replay, name)) for name in layers}
+    _feed(replay, held)
+    return {name: one.inputs() for name, one in held.items()}
+
+
+def device_for(columns: int, wanted: torch.device) -> torch.device:
+    """Where a layer of so many columns is rounded: the CPU if ``wanted`` has no room for its moments and factor."""
+    needed = SOLVER_COPIES * BYTES_PER_NUMBER * columns**2
+    roomy = wanted.type == "cpu" or needed < comfy.model_management.get_free_memory(wanted)
+    return wanted if roomy else torch.device("cpu")
+
+
+def _feed(replay: Replay, into: Mapping[str, Gram | Held]) -> None:
     def see(name: str) -> Callable[[torch.Tensor], None]:
         module = replay.modules[name]
 
         def add(x: torch.Tensor) -> None:
             for rows in input_rows(x, type(module).__name__, window_of(module)):
-                grams[name].add(rows)
+                into[name].add(rows)
 
         return add
 
-    with replay.watched({name: see(name) for name in grams}):
-        replay.run()
-    return {name: gram.moments() for name, gram in grams.items()}
+    replay.watch({name: see(name) for name in into}, last=list(into)[-1])
+
+
+def _room(replay: Replay, name: str) -> torch.device:
+    return device_for(columns_of(replay.modules[name]), comfy.model_management.get_torch_device())
 
 
 def columns_of(module: Any) -> int:

@@ -1,29 +1,33 @@
-"""What each rounded layer alone does to the model's output: roughly for all, exactly for those that matter.
+"""What each rounded layer alone does to the model's output.
 
-The cost is model calls, so a large model is probed in two passes. On the reference models two calls rank layers about
-as well as sixteen (0 to 0.9 dB more change of the pictures is left than by the pictures' own ranking); their own output
-error, which costs nothing, left up to 6 dB more on the UNet (bench/probing.py).
+The cost is model calls. All layers of a small model are probed; of a large one those first that look worst by their own
+output error per byte, which costs no call, until they hold several times the bytes there are to spend. On the reference
+models that leaves 0 to 0.9 dB more change of the pictures than the pictures' own ranking, as probing every layer does,
+and two calls rank as well as sixteen; the own error alone left up to 6 dB more (bench/probing.py).
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from ..hswq_core import Progress
 from ..hswq_core.budget import per_byte
 from ..hswq_core.states import State
 from ..hswq_core.workspace import Workspace
+from .prefix import Prefix
 from .replay import Delta, Replay
 
-# As many layers are measured in full at once, more only after a first pass.
-ALL_IN_FULL = 128
-FIRST_PASS_STATES = 2
-SHORTLIST = 0.25
-# Calls of the full measurement: 128 layers on 16 states.
-FULL_CALLS = 2048
-LEAST_STATES = 4
+# As many layers are measured whatever the budget.
+LEAST_LAYERS = 128
+# The measured ones take at least as many times the budget.
+COVER = 4
+# Calls in all: 128 layers on 8 states.
+CALLS = 1024
+LEAST_STATES = 2
 
 # Layers between two saves.
 SAVE_EVERY = 16
@@ -49,33 +53,54 @@ class Probe:
     done: Workspace
     progress: Progress
 
-    def changes(self, cost: Mapping[str, int]) -> dict[str, float]:
+    def changes(self, cost: Mapping[str, int], error: Mapping[str, float], budget: int) -> dict[str, float]:
         """{layer: mean squared relative change of the model's output with that layer alone rounded}.
+
+        Measured for the ``shortlist``, estimated for the others.
 
         Args:
             cost: {layer: bytes that keeping it takes}.
+            error: {layer: squared error of its own output, relative}.
+            budget: bytes to spend.
         """
-        if len(cost) <= ALL_IN_FULL:
-            return self._measured("probe", self._enough(len(cost)), cost)
-        change = self._measured("first_probe", self.states[:FIRST_PASS_STATES], cost)
-        best = per_byte(change, cost)[: max(ALL_IN_FULL, round(SHORTLIST * len(cost)))]
-        return change | self._measured("probe", self._enough(len(best)), best)
+        found = shortlist(error, cost, budget)
+        measured = self._measured(self.states[: max(LEAST_STATES, CALLS // max(1, len(found)))], found)
+        return filled(measured, error)
 
-    def _enough(self, layers: int) -> list[State]:
-        return self.states[: max(LEAST_STATES, FULL_CALLS // layers)]
-
-    def _measured(self, stage: str, states: list[State], names: Iterable[str]) -> dict[str, float]:
-        replay, names = Replay(self.model, states), list(names)
+    def _measured(self, states: list[State], names: Iterable[str]) -> dict[str, float]:
+        stage = f"probe_{len(states)}"
+        prefix, names = Prefix(Replay(self.model, states)), list(names)
         known = self.done.numbers(stage)
         change = {name: known[name] for name in names if name in known}
-        reference = replay.run()
         for name in names:
             if name in change:
                 continue
             self.progress(f"Probing {name}", len(change), len(names))
-            made = self.make(name)
-            change[name] = replay.change(reference, {name: lambda made=made: made})
+            change[name] = prefix.change(name, self.make(name))
             if len(change) % SAVE_EVERY == 0:
-                self.done.save_numbers(stage, change)
-        self.done.save_numbers(stage, change)
+                self.done.save_numbers(stage, known | change)
+        self.done.save_numbers(stage, known | change)
         return change
+
+
+def shortlist(error: Mapping[str, float], cost: Mapping[str, int], budget: int) -> list[str]:
+    """Layers to probe; all of a small model.
+
+    Args:
+        error, cost, budget: as for ``Probe.changes``.
+    """
+    return max(per_byte(error, cost)[:LEAST_LAYERS], likely(error, cost, budget), key=len)
+
+
+def likely(error: Mapping[str, float], cost: Mapping[str, int], budget: int) -> list[str]:
+    """The largest own error per byte first, until they hold ``COVER`` times the budget."""
+    ranked = per_byte(error, cost)
+    before = [0, *accumulate(cost[name] for name in ranked)]
+    return [name for i, name in enumerate(ranked) if before[i] < COVER * budget]
+
+
+def filled(measured: Mapping[str, float], error: Mapping[str, float]) -> dict[str, float]:
+    """The layers not measured get their own error times the median ratio of the measured ones."""
+    ratios = [change / error[name] for name, change in measured.items() if error[name] > 0]
+    typical = statistics.median(ratios) if ratios else 0.0
+    return {name: measured.get(name, typical * own) for name, own in error.items()}

@@ -7,8 +7,8 @@ difference whether ComfyUI holds a weight in VRAM, streams it, or adds a LoRA to
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,18 @@ _SHARED = (SCHEDULE,)
 
 @dataclass(frozen=True)
 class Delta:
-    """What rounding changes in a layer: Ŵ - W in the weight's shape, and the corrected bias minus the bias."""
+    """What rounding changes in a layer.
+
+    Attributes:
+        weight: Ŵ - W.
+        bias: the corrected bias minus the bias.
+        rounded, cast: of a Linear that multiplies in 8 bits, Ŵ and what becomes of its inputs.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
+    rounded: torch.Tensor | None = None
+    cast: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,17 +67,21 @@ class Replay:
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
-        """The model where ComfyUI wants it for sampling, for as long as the context lasts."""
+        """The model where ComfyUI wants it for sampling, for as long as the context lasts.
+
+        Cancel is answered at each layer: one call of a large model may take a minute.
+        """
         comfy.model_management.load_models_gpu([self.model], force_patch_weights=False)
         self.model.pre_run()
         try:
-            yield
+            with _hooked(self.modules[name].register_forward_pre_hook(_cancelling) for name in self.modules):
+                yield
         finally:
             self.model.cleanup()
 
     def run(self) -> list[Output]:
         """Every state once, in order."""
-        return [self._call(batch) for batch in self.batches]
+        return [self.call(batch) for batch in self.batches]
 
     def change(self, reference: list[Output], deltas: Mapping[str, Callable[[], Delta]]) -> float:
         """Mean over states of ||found - wanted||² / ||x - wanted||² with these layers rounded.
@@ -77,35 +89,37 @@ class Replay:
         deltas: made when their layer runs and dropped behind it, so that a whole model's never are in memory.
         """
         with self.rounded(deltas):
-            parts = [_relative(found, wanted) for found, wanted in zip(self.run(), reference, strict=True)]
+            parts = [relative_change(found, wanted) for found, wanted in zip(self.run(), reference, strict=True)]
         return float(torch.cat(parts).mean())
 
     @contextmanager
     def rounded(self, deltas: Mapping[str, Callable[[], Delta]]) -> Iterator[None]:
         """The layers in ``deltas`` give what their rounded weights would give."""
-        hooks = [self.modules[name].register_forward_hook(_adding(make)) for name, make in deltas.items()]
-        try:
+        with _hooked(self.modules[name].register_forward_hook(_adding(make)) for name, make in deltas.items()):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
-    @contextmanager
-    def watched(self, see: Mapping[str, Callable[[torch.Tensor], None]]) -> Iterator[None]:
-        """``see[name]`` is called with each input of layer ``name``."""
+    def watch(self, see: Mapping[str, Callable[[torch.Tensor], None]], *, last: str | None = None) -> None:
+        """Every state once; ``see[name]`` is called with each input of layer ``name``.
+
+        Args:
+            last: a call is given up behind this layer; None: behind the last one of all.
+        """
 
         def hook(name: str) -> Callable[..., None]:
-            return lambda _module, args: see[name](args[0])
+            def seen(_module: Any, args: tuple[Any, ...]) -> None:
+                see[name](args[0])
+                if name == last:
+                    raise _SeenAllError
 
-        hooks = [self.modules[name].register_forward_pre_hook(hook(name)) for name in see]
-        try:
-            yield
-        finally:
-            for handle in hooks:
-                handle.remove()
+            return seen
 
-    def _call(self, states: list[State]) -> Output:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        with _hooked(self.modules[name].register_forward_pre_hook(hook(name)) for name in see):
+            for batch in self.batches:
+                with suppress(_SeenAllError):
+                    self.call(batch)
+
+    def call(self, states: list[State]) -> Output:
+        """One of ``batches``."""
         device = self.model.load_device
         each = [state.arguments(device) for state in states]
         arguments = {name: _joined(name, [one[name] for one in each]) for name in each[0]}
@@ -116,6 +130,23 @@ class Replay:
         return Output(x, self.model.model.apply_model(x, sigma, transformer_options=options, **arguments))
 
 
+class _SeenAllError(Exception):
+    """The rest of a call is of no interest."""
+
+
+def _cancelling(_module: Any, _args: tuple[Any, ...]) -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+@contextmanager
+def _hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """Hooks, removed again; handles made while the context opens."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
 def window_of(module: Any) -> Window:
     """Which inputs an output of the layer sees."""
     if type(module).__name__ == "Linear":
@@ -123,7 +154,7 @@ def window_of(module: Any) -> Window:
     return Window(module.kernel_size, module.stride, module.padding, module.dilation)
 
 
-def _relative(found: Output, wanted: Output) -> torch.Tensor:
+def relative_change(found: Output, wanted: Output) -> torch.Tensor:
     """[n] squared change of each state's output, relative to what the call removed."""
     change = (found.denoised - wanted.denoised).float().square().flatten(1).sum(1)
     removed = (wanted.x - wanted.denoised).float().square().flatten(1).sum(1)
@@ -136,7 +167,10 @@ def _adding(make: Callable[[], Delta]) -> Callable[..., torch.Tensor]:
         weight = delta.weight.to(x.device, x.dtype)
         bias = None if delta.bias is None else delta.bias.to(x.device, x.dtype)
         if type(module).__name__ == "Linear":
-            return output + functional.linear(x, weight, bias)
+            changed = output + functional.linear(x, weight, bias)
+            if delta.cast is None or delta.rounded is None:
+                return changed
+            return changed + functional.linear(delta.cast(x) - x, delta.rounded.to(x.device, x.dtype))
         geometry = (module.stride, module.padding, module.dilation, module.groups)
         return output + functional.conv2d(x, weight, bias, *geometry)
 

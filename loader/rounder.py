@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from ..hswq_core import QUANTIZE, FileFormat, Grid, LayerPlan
+from ..hswq_core import QUANTIZE, Grid, LayerPlan
+from ..hswq_core.encoding import Encoding
 from ..hswq_core.metrics import sqnr_db
 from ..hswq_core.search import largest
 from ..hswq_core.solve import NEAREST, Solution
@@ -30,37 +32,42 @@ class Rounder:
     """
 
     job: Job
-    file_format: FileFormat
-    grid: Grid
+    encoding: Encoding
     solutions: Mapping[str, Solution]
 
     def weight(self, name: str) -> torch.Tensor:
         """float32, on the device that searches."""
         return self.job.read(self.job.by_name[name]).float()
 
-    def delta(self, name: str, how: str = SOLVED) -> Delta:
-        """What rounding changes."""
+    def delta(self, name: str, how: str = SOLVED, input_amax: float = 0.0) -> Delta:
+        """What rounding changes, and casting the inputs with this clip limit unless it is 0."""
         w = self.weight(name)
-        return Delta(self._restored(name, w, how) - w, self.solutions[name].bias if how == SOLVED else None)
+        rounded, bias = self._restored(name, w, how), self.solutions[name].bias if how == SOLVED else None
+        if not input_amax:
+            return Delta(rounded - w, bias)
+        return Delta(rounded - w, bias, rounded, partial(cast_inputs, amax=input_amax, grid=self.encoding.grid))
 
     def row(self, name: str, how: str) -> LayerPlan:
         """The layer quantized."""
-        layer, w, scaled = self.job.by_name[name], self.weight(name), self._scaled(name)
+        layer, w = self.job.by_name[name], self.weight(name)
+        scaled = self.encoding.scaled(layer.kind)
+        amax = self.encoding.grid.max if how == CAST or not scaled else largest(w)
         sqnr = sqnr_db(w, self._restored(name, w, how))
         known = None if math.isinf(sqnr) else sqnr
-        plan = LayerPlan(name, layer.kind, layer.shape, QUANTIZE, how, scaled, self._amax(name, w, how), sqnr_db=known)
+        plan = LayerPlan(name, layer.kind, layer.shape, QUANTIZE, how, scaled, amax, sqnr_db=known)
         if how != SOLVED:
             return plan
         found = self.solutions[name]
-        return replace(plan, reason=found.how, amax=found.amax, damping=found.damping, dead=found.dead)
+        return replace(plan, reason=found.how, damping=found.damping, dead=found.dead)
 
     def _restored(self, name: str, w: torch.Tensor, how: str) -> torch.Tensor:
+        grid = self.encoding.grid
         if how == SOLVED:
-            return self.solutions[name].restored(self.grid, w.device)
-        return self.grid.fake_quantize(w, self._amax(name, w, how), scaled=self._scaled(name))
+            return self.solutions[name].restored(grid, w.device)
+        scaled = how == NEAREST and self.encoding.scaled(self.job.by_name[name].kind)
+        return grid.fake_quantize(w, largest(w) if scaled else grid.max, scaled=scaled)
 
-    def _scaled(self, name: str) -> bool:
-        return self.file_format.scaled(self.job.by_name[name].kind)
 
-    def _amax(self, name: str, w: torch.Tensor, how: str) -> float:
-        return largest(w) if how == NEAREST and self._scaled(name) else self.grid.max
+def cast_inputs(x: torch.Tensor, amax: float, grid: Grid) -> torch.Tensor:
+    """What a loader's 8-bit multiplication makes of inputs, in their dtype."""
+    return grid.fake_quantize(x, amax, scaled=True).to(x.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,10 @@ def verify_file(path: Path, plan: Plan, file_format: FileFormat) -> None:
     modules = layer_modules(model.diffusion_model)
     for layer in plan.layers:
         if layer.action == QUANTIZE and layer.scaled:
-            _require_scaled(path, layer.name, modules[layer.name].weight, state[f"{prefix}{layer.name}.weight_scale"])
+            scale, input_scale = (state.get(f"{prefix}{layer.name}.{key}") for key in ("weight_scale", "input_scale"))
+            _require_scaled(path, layer.name, modules[layer.name].weight, scale)
+            if layer.input_amax:
+                _require_usable(path, layer.name, "input scale", input_scale)
 
 
 def _skeleton(file: FileSource) -> dict[str, torch.Tensor]:
@@ -73,11 +75,15 @@ def _on_meta(path: Path, state: dict[str, Any], prefix: str, metadata: Any, own:
     return model
 
 
-def _require_scaled(path: Path, name: str, weight: Any, scale: torch.Tensor) -> None:
+def _require_scaled(path: Path, name: str, weight: Any, scale: torch.Tensor | None) -> None:
     if not is_quantized(weight):
         raise _refused(path, f"layer {name} loaded without its scale")
-    if not math.isfinite(scale.item()) or scale.item() <= 0:
-        raise _refused(path, f"layer {name} with scale {scale.item()}")
+    _require_usable(path, name, "scale", scale)
+
+
+def _require_usable(path: Path, name: str, what: str, scale: torch.Tensor | None) -> None:
+    if scale is None or not bool((scale.isfinite() & (scale > 0)).all()):
+        raise _refused(path, f"layer {name} with {what} {None if scale is None else scale.tolist()}")
 
 
 def _refused(path: Path, got: str) -> FileError:

@@ -9,6 +9,8 @@ from comfy_api.latest import io
 
 from ..hswq_core import FORMATS, HSWQError
 from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT
+from ..hswq_core.encoding import MOST_LOSS_DB
+from ..hswq_core.formats import GRANULARITIES, TENSOR
 from ..loader.convert import METHODS, Request, convert_model
 from ..loader.store import path_of
 from .calibration import DEFAULT_SESSION
@@ -78,6 +80,24 @@ class HSWQConverter(io.ComfyNode):
                     optional=True,
                     tooltip="model_aware: size of the whole file in MB, instead of extra_percent. 0: not used.",
                 ),
+                io.Combo.Input(
+                    "scale_per",
+                    options=list(GRANULARITIES),
+                    default=TENSOR,
+                    optional=True,
+                    tooltip="model_aware, v2: one scale for a whole layer, or for each of its output channels: a bit "
+                    "better, only HSWQ Loader reads it.",
+                ),
+                io.Float.Input(
+                    "fast_matmul",
+                    default=0.0,
+                    min=0.0,
+                    max=MOST_LOSS_DB,
+                    step=1.0,
+                    optional=True,
+                    tooltip="model_aware, comfy: cards with FP8 compute multiply in 8 bits in as many layers as this "
+                    "loss allows, in dB of the model's output. Faster, less exact. 0: none, 3: careful, 100: all.",
+                ),
                 io.Clip.Input("clip", optional=True, tooltip="With vae: write a whole checkpoint."),
                 io.Vae.Input("vae", optional=True, tooltip="With clip: write a whole checkpoint."),
                 io.AnyType.Input(
@@ -119,10 +139,13 @@ class HSWQConverter(io.ComfyNode):
         vae: Any = None,
         after: Any = None,
         target_mb: float = 0.0,
+        scale_per: str = TENSOR,
+        fast_matmul: float = 0.0,
     ) -> io.NodeOutput:
         """Convert, show the report on the node."""
         node_id = cls.hidden.unique_id
-        request = Request(session, format, method, extra_percent, keep_ratio, filename_prefix, target_mb)
+        settings = (extra_percent, keep_ratio, filename_prefix, target_mb, scale_per, fast_matmul)
+        request = Request(session, format, method, *settings)
         done, text = convert_model(model, clip, vae, request, node_progress(node_id))
         show_text(text, node_id)
         return io.NodeOutput(str(done.path), text)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from judge.methods import Method
 from judge.subject import Subject, open_hswq
@@ -36,40 +38,32 @@ class Parts:
 
 def made(subject: Subject, parts: Parts) -> Path:
     """The file; layers are rounded and probed once for all parts, and found again on disk."""
-    solutions: dict[str, Any] = {}
-    return subject.planned(partial(_plan, parts, solutions), solutions)
+    from hswq.loader.candidates import Candidate, plan_of
+    from hswq.loader.rounder import SOLVED
+
+    job, rounder, whole = subject.solved(FORMAT, EXTRA)
+    solved = dict(whole.solutions)
+    if parts.rounding != "both":
+        solved = {name: replace(solution, bias=None) for name, solution in solved.items()}
+    how = "nearest" if parts.rounding == "nearest" else SOLVED
+    change = {layer.name: layer.change for layer in whole.plan.layers if layer.change is not None}
+    chosen = Candidate(parts.label, how, frozenset(_kept(parts, job, change, solved)), parts.kept)
+    budget = f"{parts.rounding}_{parts.kept}".replace(" ", "_")
+    with torch.inference_mode():
+        plan = plan_of(replace(rounder, solutions=solved), chosen, change, budget)
+    return subject.written(job, replace(plan, method="ablation"), solved if how == SOLVED else {})
 
 
-def _plan(parts: Parts, solutions: dict[str, Any], job: Any) -> Any:
-    from hswq.hswq_core import FLOAT8_E4M3FN, format_named, no_progress
+def _kept(parts: Parts, job: Any, change: Mapping[str, float], solved: Mapping[str, Any]) -> Collection[str]:
     from hswq.hswq_core.budget import Budget, choose_kept, fitting
     from hswq.hswq_core.hswq import by_sensitivity
-    from hswq.loader.candidates import Candidate, plan_of
-    from hswq.loader.model_aware import plan_model_aware
-    from hswq.loader.rounder import SOLVED, Rounder
 
-    row, grid = format_named(FORMAT), FLOAT8_E4M3FN
-    whole = plan_model_aware(job, job.states(), file_format=row, grid=grid, budget=Budget(EXTRA), progress=no_progress)
-    change = {layer.name: layer.change for layer in whole.plan.layers if layer.change is not None}
     cost = {name: job.by_name[name].weights for name in change}
     budget = Budget(EXTRA).extra_bytes(job.smallest(), len(job.layers))
-    error = {name: whole.solutions[name].error for name in change}
-    sensitivity = {name: job.session.layers[name].sensitivity for name in change}
-    kept: Mapping[str, Any] = {
-        "nothing": set(),
-        "variance": fitting(by_sensitivity(sensitivity), cost, budget),
-        "own error": choose_kept(error, cost, budget),
-        "probe": choose_kept(change, cost, budget),
-    }
-    solved = (
-        whole.solutions if parts.rounding == "both" else {n: replace(s, bias=None) for n, s in whole.solutions.items()}
-    )
-    how = "nearest" if parts.rounding == "nearest" else SOLVED
-    if how == SOLVED:
-        solutions |= solved
-    chosen = Candidate(parts.label, how, frozenset(kept[parts.kept]), parts.kept)
-    plan = plan_of(Rounder(job, row, grid, solved), chosen, change, f"{parts.rounding}_{parts.kept}".replace(" ", "_"))
-    return replace(plan, method="ablation")
+    if parts.kept == "variance":
+        return fitting(by_sensitivity({name: job.session.layers[name].sensitivity for name in change}), cost, budget)
+    measure = {"probe": change, "own error": {name: solved[name].error for name in change}, "nothing": {}}
+    return choose_kept(measure[parts.kept], cost, budget)
 
 
 ABLATION = tuple(

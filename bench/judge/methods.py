@@ -11,7 +11,7 @@ from typing import Any
 
 from judge.peers import convert_to_quant, int8_convrot
 from judge.sizes import sizes
-from judge.subject import Subject, open_hswq, open_stock
+from judge.subject import Subject, open_fast, open_hswq, open_stock
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,21 @@ METHODS = (
             _ours(form),
         )
         for form in FORMATS
+    ),
+    Method(
+        "model_aware 3 v2 channel",
+        "Converter, model_aware, scale_per channel, +3 %, v2",
+        partial(Subject.converted, file_format="v2", method="model_aware", extra_percent=3, scale_per="channel"),
+        open_hswq,
+    ),
+    *(
+        Method(
+            f"model_aware 3 comfy fast {loss}",
+            f"Converter, model_aware, fast_matmul, {loss} dB, +3 %, comfy",
+            partial(Subject.converted, file_format="comfy", method="model_aware", extra_percent=3, fast_matmul=loss),
+            open_fast,
+        )
+        for loss in (3, 6, 100)
     ),
     Method("convert-to-quant", "convert-to-quant 1.3.4, defaults", convert_to_quant, open_stock, slow=True),
     Method("int8 convrot", "INT8 ConvRot W8A8, Linears", int8_convrot, open_stock),

@@ -120,7 +120,7 @@ def plot(results: Results, titles: dict[str, str], path: Path) -> None:
 
 
 def _group(score: Score) -> tuple[str, str]:
-    """(what shares a colour: the label without format and budget, format)."""
+    """(what shares a colour: the label without format, budget and loss; format)."""
     words = score.label.split(", ")
     form = words.pop() if words[-1] in MARKS else ""
-    return ", ".join(word for word in words if not word.endswith("%") and not word.startswith("bytes")), form
+    return ", ".join(word for word in words if not word.endswith(("%", "dB")) and not word.startswith("bytes")), form

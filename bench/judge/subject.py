@@ -57,28 +57,46 @@ class Subject:
         for start in range(0, len(prompts), BATCH):
             draw(watched, self.reference, prompts[start : start + BATCH])
 
-    def planned(self, plan: Callable[[Any], Any], solutions: Mapping[str, Any] | None = None) -> Path:
-        """The file of a plan, by the product's writer.
-
-        Args:
-            plan: (loader's Job) -> Plan.
-            solutions: of layers that are not rounded to nearest; filled by ``plan`` at the latest.
-        """
-        from hswq.hswq_core import no_progress
+    def planned(self, plan: Callable[[Any], Any]) -> Path:
+        """The file of a plan: (loader's Job) -> Plan."""
         from hswq.loader.job import Job
 
         with torch.inference_mode():
             job = Job(self.model, None, None, self.session)
-            made = plan(job)
-            target = job.target(f"{made.method}_{made.budget}", made.file_format, "")
-            return Path(job.write(target, made, no_progress, solutions)[0].path)
+            return self.written(job, plan(job), {})
 
-    def converted(self, file_format: str, method: str, **budget: float) -> Path:
+    def written(self, job: Any, plan: Any, solutions: Mapping[str, Any]) -> Path:
+        """The file of a plan, by the product's writer.
+
+        Args:
+            solutions: of layers that are not rounded to nearest.
+        """
+        from hswq.hswq_core import no_progress
+
+        with torch.inference_mode():
+            target = job.target(f"{plan.method}_{plan.budget}", plan.file_format, "")
+            return Path(job.write(target, plan, no_progress, solutions)[0].path)
+
+    def solved(self, file_format: str, extra_percent: float) -> tuple[Any, Any, Any]:
+        """(job, its rounder, outcome) of ``model_aware``; the work stays on disk for the next one."""
+        from hswq.hswq_core import format_named, no_progress
+        from hswq.hswq_core.budget import Budget
+        from hswq.hswq_core.encoding import Encoding
+        from hswq.loader.job import Job
+        from hswq.loader.model_aware import plan_model_aware
+        from hswq.loader.rounder import Rounder
+
+        with torch.inference_mode():
+            job, encoding = Job(self.model, None, None, self.session), Encoding(format_named(file_format))
+            outcome = plan_model_aware(job, job.states(), encoding, Budget(extra_percent), no_progress)
+            return job, Rounder(job, encoding, outcome.solutions), outcome
+
+    def converted(self, file_format: str, method: str, **settings: Any) -> Path:
         """The file the Converter node writes."""
         from hswq.hswq_core import no_progress
         from hswq.loader.convert import Request, convert_model
 
-        request = Request(self.session, file_format, method, **budget)
+        request = Request(self.session, file_format, method, **settings)
         with torch.inference_mode():
             return Path(convert_model(self.model, None, None, request, no_progress)[0].path)
 
@@ -87,6 +105,17 @@ def open_stock(path: Path) -> Any:
     """By ComfyUI's own Load Diffusion Model."""
     with torch.inference_mode():
         return load_model(path)
+
+
+def open_fast(path: Path) -> Any:
+    """The same with FP8 multiplication switched on, as on a card that has it; torch emulates it on a CPU."""
+    import comfy.model_management
+
+    known, comfy.model_management.SUPPORT_FP8_OPS = comfy.model_management.SUPPORT_FP8_OPS, True
+    try:
+        return open_stock(path)
+    finally:
+        comfy.model_management.SUPPORT_FP8_OPS = known
 
 
 def open_hswq(path: Path) -> Any:

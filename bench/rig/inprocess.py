@@ -73,6 +73,7 @@ def sample(
     sampler: str = "euler",
     scheduler: str = "normal",
     tokens: tuple[int, int] = (8, 8),
+    prompt: int = 0,
 ) -> torch.Tensor:
     """Latents [batch, channels, size, size] sampled from a ModelPatcher with random conditioning.
 
@@ -81,8 +82,8 @@ def sample(
     import comfy.sample
 
     width, pooled = widths or WIDTHS[type(model.model).__name__]
-    positive = conditioning(width, pooled, tokens[0], seed=1)
-    negative = conditioning(width, pooled, tokens[1], seed=2)
+    positive = conditioning(width, pooled, tokens[0], seed=2 * prompt + 1)
+    negative = conditioning(width, pooled, tokens[1], seed=2 * prompt + 2)
     with torch.inference_mode():
         latent = torch.zeros(batch, model.model.latent_format.latent_channels, size, size)
         noise = comfy.sample.prepare_noise(latent, seed)

@@ -123,6 +123,20 @@ def test_keep_ratio_out_of_range(server, session, ratio):
     refused(server, session, "keep_ratio", keep_ratio=ratio)
 
 
+@pytest.mark.parametrize(
+    ("settings", "texts"),
+    [
+        ({"format": "comfy", "scale_per": "channel"}, ("scale_per", "channel with format comfy", "format v2")),
+        ({"format": "v2", "fast_matmul": 3.0}, ("fast_matmul", "3 dB with format v2", "format comfy")),
+        ({"format": "v2", "scale_per": "channel"}, ("scale_per", "with method hswq", "method model_aware")),
+        ({"format": "comfy", "fast_matmul": 3.0}, ("fast_matmul", "with method hswq", "method model_aware")),
+        ({"format": "comfy", "fast_matmul": 200.0}, ("fast_matmul",)),
+    ],
+)
+def test_an_option_that_format_or_method_has_not(server, session, settings, texts):
+    refused(server, session, *texts, **{"method": "hswq", **settings})
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_session_name_never_leaves_its_folder(server, name):
     result, files = convert(server, name)

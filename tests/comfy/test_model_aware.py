@@ -21,6 +21,7 @@ from hswq.hswq_core import (
     split,
 )
 from hswq.hswq_core.budget import Budget
+from hswq.hswq_core.encoding import Encoding
 from hswq.hswq_core.states import load_states
 from reference_models.architectures import REFERENCES
 from reference_models.prompts import calibration_prompts
@@ -91,11 +92,10 @@ def outcomes(calibrated_model):
     return get
 
 
-def planned(job, states, file_format: str = "v2", extra: float = 3.0, progress=lambda *_: None):
+def planned(job, states, file_format: str = "v2", extra: float = 3.0, progress=no_progress, **options):
     from hswq.loader.model_aware import plan_model_aware
 
-    settings = {"file_format": format_named(file_format), "grid": FLOAT8_E4M3FN, "budget": Budget(extra)}
-    return plan_model_aware(job, states, **settings, progress=progress)
+    return plan_model_aware(job, states, Encoding(format_named(file_format), **options), Budget(extra), progress)
 
 
 def test_calibration_keeps_a_sample_of_single_pictures_calls(calibrated_model, states):
@@ -189,7 +189,7 @@ def test_convolutions_are_rounded_and_chosen_too(tmp_path):
     with torch.inference_mode():
         job = Job(subject.model, None, None, subject.session)
         outcome = planned(job, job.states(), "comfy")
-        done, _ = job.write(job.target("conv", "comfy", ""), outcome.plan, lambda *_: None, outcome.solutions)
+        done, _ = job.write(job.target("conv", "comfy", ""), outcome.plan, no_progress, outcome.solutions)
     convs = [p for p in outcome.plan.layers if p.kind == "Conv2d" and p.action == QUANTIZE]
     assert len(convs) > 20
     assert not any(p.scaled for p in convs)
@@ -226,7 +226,7 @@ def test_the_plan_tells_what_each_layer_was_worth(outcomes):
 def test_the_file_holds_the_codes_and_corrected_biases(outcomes, job):
     outcome = outcomes("v2", 3.0)
     target = job.target("3pct", "v2", "")
-    done, text = job.write(target, outcome.plan, lambda *_: None, outcome.solutions)
+    done, text = job.write(target, outcome.plan, no_progress, outcome.solutions)
     file, source = FileSource(done.path), FileSource(REFERENCE.file)
     assert "model_aware" in text
     corrected = 0
@@ -234,7 +234,7 @@ def test_the_file_holds_the_codes_and_corrected_biases(outcomes, job):
     for name in quantized:
         solution = outcome.solutions[name]
         assert torch.equal(file.read(f"{name}.weight").float(), solution.codes.float())
-        assert file.read(f"{name}.scale").item() == FLOAT8_E4M3FN.scale(solution.amax).item()
+        assert file.read(f"{name}.scale").item() == solution.scale.item()
         if solution.bias is not None:
             wanted = (source.read(f"{name}.bias").float() + solution.bias).half()
             assert torch.equal(file.read(f"{name}.bias"), wanted)
@@ -265,7 +265,7 @@ def test_what_does_better_is_written_and_told(job, states, monkeypatch, caplog, 
     assert f"{best} did better than model_aware" in caplog.text
     assert any(f"{best} did better" in line for line in outcome.notes())
     assert not outcome.solutions
-    done, _ = job.write(job.target("spoiled", "v2", ""), outcome.plan, lambda *_: None, outcome.solutions)
+    done, _ = job.write(job.target("spoiled", "v2", ""), outcome.plan, no_progress, outcome.solutions)
     file = FileSource(done.path)
     quantized = [layer for layer in outcome.plan.layers if layer.action == QUANTIZE]
     assert {layer.reason for layer in quantized} <= {"nearest", "cast"}
@@ -275,18 +275,27 @@ def test_what_does_better_is_written_and_told(job, states, monkeypatch, caplog, 
         assert torch.equal(file.read(f"{layer.name}.weight").float(), nearest.float())
 
 
-def test_a_large_model_is_probed_in_two_passes(outcomes, job, states, monkeypatch, tmp_path):
-    """The shortlist in full, the others on two states; the ends are kept as ever."""
+def test_of_a_large_model_only_the_likely_layers_are_probed(outcomes, job, states, monkeypatch, tmp_path):
+    """Likely by their own error per byte, several times the budget of them; the rest goes by what those say."""
     from hswq.loader import probe
+    from hswq.loader.probe import shortlist
 
-    monkeypatch.setattr(probe, "ALL_IN_FULL", 8)
-    monkeypatch.setattr(type(job), "work_folder", tmp_path / "two.work")
+    whole = outcomes("v2", 3.0)
+    monkeypatch.setattr(probe, "LEAST_LAYERS", 4)
+    monkeypatch.setattr(type(job), "work_folder", tmp_path / "likely.work")
     seen: list[str] = []
     outcome = planned(job, states, progress=lambda what, *_: seen.append(what))
     probed = [what.split()[1] for what in seen if what.startswith("Probing")]
-    assert len(probed) == len(job.layers) + round(0.25 * len(job.layers))
-    assert {layer.name for layer in outcome.plan.layers if layer.action == KEEP} <= set(probed[len(job.layers) :])
-    assert outcome.errors["model_aware"] < 1.5 * outcomes("v2", 3.0).errors["model_aware"]
+    cost = {name: job.by_name[name].weights for name in outcome.solutions}
+    error = {name: outcome.solutions[name].error for name in cost}
+    budget = Budget(3.0).extra_bytes(job.smallest(), len(cost))
+    assert probed == shortlist(error, cost, budget)
+    assert 4 < len(probed) < len(cost)
+    assert 4 * budget <= sum(cost[name] for name in probed) <= 4 * budget + max(cost.values())
+    change = {layer.name: layer.change for layer in outcome.plan.layers}
+    ratios = sorted(change[name] / error[name] for name in cost)
+    assert all(ratios[0] < change[name] / error[name] < ratios[-1] for name in set(cost) - set(probed))
+    assert outcome.errors["model_aware"] < 1.5 * whole.errors["model_aware"]
 
 
 def test_a_crash_loses_only_the_layer_at_hand(job, states, monkeypatch, tmp_path):
@@ -452,7 +461,7 @@ def test_one_picture_calibrates_for_other_prompts_through_variety(
         monkeypatch.setattr(model_aware, "varied", drawn)
         monkeypatch.setattr(type(job), "work_folder", tmp_path / f"{len(errors)}.work")
         outcome = planned(job, job.states())
-        rounder = Rounder(job, format_named("v2"), FLOAT8_E4M3FN, outcome.solutions)
+        rounder = Rounder(job, Encoding(format_named("v2")), outcome.solutions)
         names = [layer.name for layer in outcome.plan.layers if layer.action == QUANTIZE]
         with others.loaded():
             errors.append(others.change(others.run(), {name: partial(rounder.delta, name) for name in names}))
@@ -471,3 +480,73 @@ def test_states_add_up_over_runs_and_stay_with_their_model(calibrated_model, job
         draw(calibrated(model, path, 1000, lines.append, count), REFERENCE, calibration_prompts(1))
         assert len(load_states(states_path(path), job.info.fingerprint, 100).states) == size
     assert not states_path(path_of("never")).exists()
+
+
+def test_a_scale_a_channel_opens_in_hswq_loader(job, states, outcomes, monkeypatch, tmp_path):
+    from hswq.loader.open import open_diffusion_model
+
+    monkeypatch.setattr(type(job), "work_folder", tmp_path / "channel.work")
+    outcome = planned(job, states, granularity="channel")
+    assert outcome.errors["model_aware"] < 1.2 * outcomes("v2", 3.0).errors["model_aware"]
+    done, _ = job.write(job.target("channel", "v2", ""), outcome.plan, no_progress, outcome.solutions)
+    file, opened = FileSource(done.path), open_diffusion_model(done.path)
+    modules = dict(opened.model.diffusion_model.named_modules())
+    quantized = [layer for layer in outcome.plan.layers if layer.action == QUANTIZE]
+    assert quantized
+    for layer in quantized:
+        assert file.entries[f"{layer.name}.scale"].shape == (layer.shape[0],)
+        wanted = outcome.solutions[layer.name].restored(FLOAT8_E4M3FN, torch.device("cpu"))
+        assert torch.equal(modules[layer.name].weight.dequantize().float(), wanted)
+    assert done.plan.granularity == "channel"
+
+
+def test_fast_matmul_where_it_costs_little(job, states, outcomes, monkeypatch, tmp_path):
+    """Stock ComfyUI, told that there is FP8 compute, casts the inputs of these layers with the measured scales."""
+    import comfy.model_management
+    from hswq.loader import fast
+
+    monkeypatch.setattr(type(job), "work_folder", tmp_path / "fast.work")
+    outcome = planned(job, states, "comfy", 3.0, fast_matmul=3.0)
+    whole = outcomes("comfy", 3.0)
+    chosen = [layer for layer in outcome.plan.layers if layer.input_amax]
+    assert chosen
+    assert all(layer.action == QUANTIZE and layer.scaled for layer in chosen)
+    assert replace(outcome.plan, layers=tuple(replace(layer, input_amax=0.0) for layer in outcome.plan.layers)) == (
+        whole.plan
+    )
+    for layer in chosen:
+        assert layer.input_amax == fast.INPUT_MARGIN * job.session.layers[layer.name].input_amax
+    assert f"fast matmul: {len(chosen)} of " in outcome.notes()[-1]
+
+    done, _ = job.write(job.target("fast", "comfy", ""), outcome.plan, no_progress, outcome.solutions)
+    monkeypatch.setattr(comfy.model_management, "SUPPORT_FP8_OPS", True)
+    opened = load_model(done.path)
+    modules = dict(opened.model.diffusion_model.named_modules())
+    for layer in outcome.plan.layers:
+        if layer.action == QUANTIZE:
+            assert modules[layer.name]._full_precision_mm != bool(layer.input_amax)
+        if layer.input_amax:
+            scale = FLOAT8_E4M3FN.scale(layer.input_amax).item()
+            assert modules[layer.name].input_scale.item() == scale
+    found, wanted = (_denoised(model, states) for model in (opened, job.model))
+    change = _change(found, wanted)
+    slow = _change(_denoised(load_model(_written(job, whole)), states), wanted)
+    assert slow < change < 2.5 * slow
+
+
+def _written(job, outcome):
+    return job.write(job.target("slow", "comfy", ""), outcome.plan, no_progress, outcome.solutions)[0].path
+
+
+def _denoised(model, states):
+    from hswq.loader.replay import Replay
+
+    replay = Replay(model, states)
+    with torch.inference_mode(), replay.loaded():
+        return replay.run()
+
+
+def _change(found, wanted) -> float:
+    pairs = list(zip(found, wanted, strict=True))
+    change = sum((a.denoised - b.denoised).square().sum() for a, b in pairs)
+    return (change / sum((b.x - b.denoised).square().sum() for _, b in pairs)).item()

@@ -134,7 +134,8 @@ def test_a_solutions_codes_are_written_and_its_correction_added_to_the_bias(sour
     weight = tensors()[f"{PREFIX}fc.weight"]
     codes = torch.full_like(weight, 3.5).to(torch.float8_e4m3fn)
     correction = torch.linspace(-1, 1, 16)
-    own = Solution(codes, 0.09375, scaled, "compensated", correction, 0.0, 0.0)
+    scale = torch.tensor(0.09375) / 448 if scaled else None
+    own = Solution(codes, scale, "compensated", correction, 0.0, 0.0)
     write_plan(tmp_path / "f", source, PREFIX, plan(file_format), session, solutions={"fc": own})
     plain = convert(source, session, file_format, tmp_path / "plain")[1]
     file = FileSource(tmp_path / "f")
@@ -148,7 +149,7 @@ def test_a_solutions_codes_are_written_and_its_correction_added_to_the_bias(sour
 
 def test_a_solution_of_a_layer_that_is_kept_changes_nothing(source, session, tmp_path):
     codes = torch.zeros(6, 4).to(torch.float8_e4m3fn)
-    own = Solution(codes, 1.0, True, "compensated", torch.ones(6), 0.0, 0.0)
+    own = Solution(codes, torch.ones(()), "compensated", torch.ones(6), 0.0, 0.0)
     write_plan(tmp_path / "f", source, PREFIX, plan("v2"), session, solutions={"kept": own})
     convert(source, session, "v2", tmp_path / "plain")
     assert (tmp_path / "f").read_bytes() == (tmp_path / "plain").read_bytes()

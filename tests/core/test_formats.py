@@ -33,16 +33,16 @@ def test_only_comfy_may_keep_what_it_cannot_scale():
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_unscaled_layer_has_no_extra_tensor(name):
-    assert format_named(name).extra_tensors(GRID, None) == {}
+    assert format_named(name).extra_tensors(GRID, None, None) == {}
 
 
 def test_v2_stores_its_scale_as_one_float32_in_a_vector():
-    (key, scale) = next(iter(format_named("v2").extra_tensors(GRID, torch.tensor(0.5)).items()))
+    (key, scale) = next(iter(format_named("v2").extra_tensors(GRID, torch.tensor(0.5), None).items()))
     assert (key, scale.dtype, scale.tolist()) == ("scale", torch.float32, [0.5])
 
 
 def test_comfy_stores_a_scalar_scale_and_a_marker():
-    extra = format_named("comfy").extra_tensors(GRID, torch.tensor(0.5))
+    extra = format_named("comfy").extra_tensors(GRID, torch.tensor(0.5), None)
     assert list(extra) == ["weight_scale", "comfy_quant"]
     assert (extra["weight_scale"].dtype, tuple(extra["weight_scale"].shape)) == (torch.float32, ())
     assert extra["weight_scale"].item() == 0.5

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hswq.hswq_core import FLOAT8_E4M3FN, Layer, LayerError
+from hswq.hswq_core import FLOAT8_E4M3FN, Layer, LayerError, format_named
+from hswq.hswq_core.encoding import Encoding
 from hswq.hswq_core.gram import Gram, Moments, output_error
 from hswq.hswq_core.solve import COMPENSATED, NEAREST, Solution, bias_correction, solve
 
@@ -25,7 +26,8 @@ def solved(
     w: torch.Tensor, fit: torch.Tensor, held: torch.Tensor, *, scaled: bool = True, bias: bool = False
 ) -> Solution:
     layer = Layer("l", "Linear" if w.dim() == 2 else "Conv2d", tuple(w.shape), w.dtype)
-    return solve(layer, w, moments(fit), moments(held), scaled=scaled, grid=GRID, has_bias=bias)
+    encoding = Encoding(format_named("v2" if scaled else "v1"))
+    return solve(layer, w, moments(fit), moments(held), encoding=encoding, has_bias=bias)
 
 
 def weight_of(found: Solution) -> torch.Tensor:
@@ -49,7 +51,7 @@ def test_errors_are_those_of_the_stored_codes():
     found = solved(w, inputs(48, 4000), held)
     wanted = output_error(weight_of(found) - w, moments(held).gram) / output_error(w, moments(held).gram)
     assert found.error == pytest.approx(wanted, rel=1e-4)
-    nearest = GRID.fake_quantize(w, found.amax, scaled=True)
+    nearest = GRID.fake_quantize(w, w.abs().max().item(), scaled=True)
     wanted = output_error(nearest - w, moments(held).gram) / output_error(w, moments(held).gram)
     assert found.nearest_error == pytest.approx(wanted, rel=1e-4)
 
@@ -59,7 +61,7 @@ def test_inputs_of_another_kind_give_nearest():
     w = torch.randn(32, 48)
     found = solved(w, inputs(48, 4000), torch.randn(1000, 48))
     assert found.how == NEAREST
-    assert torch.equal(weight_of(found), GRID.fake_quantize(w, found.amax, scaled=True))
+    assert torch.equal(weight_of(found), GRID.fake_quantize(w, w.abs().max().item(), scaled=True))
     assert found.error == found.nearest_error
 
 
@@ -83,7 +85,7 @@ def test_the_largest_weight_keeps_the_scale(scaled):
         again = GRID.quantize(rounded, rounded.abs().max().item(), scaled=True)[0]
         assert torch.equal(again.float(), found.codes.float())
     else:
-        assert found.amax == GRID.max
+        assert found.scale is None
 
 
 def test_the_bias_takes_up_the_mean_change():
@@ -122,3 +124,25 @@ def test_a_weight_that_is_not_finite_is_an_error_that_names_the_layer():
     w[0, 0] = torch.nan
     with pytest.raises(LayerError, match="Layer l, weight: got NaN"):
         solved(w, inputs(48, 100), inputs(48, 100))
+
+
+def test_a_scale_a_channel_serves_rows_of_unequal_size():
+    """A row a millionth of the largest one is next to nothing in units of its scale."""
+    w = torch.randn(32, 48) * torch.logspace(-6, 0, 32)[:, None]
+    layer = Layer("l", "Linear", (32, 48), w.dtype)
+    fit, held = inputs(48, 4000), inputs(48, 1000)
+
+    def found(granularity: str) -> Solution:
+        encoding = Encoding(format_named("v2"), granularity=granularity)
+        return solve(layer, w, moments(fit), moments(held), encoding=encoding, has_bias=True)
+
+    one, each = found("tensor"), found("channel")
+    assert (one.scale.shape, each.scale.shape) == ((), (32, 1))
+    torch.testing.assert_close(each.scale, w.abs().amax(1, keepdim=True) / 448)
+    lost = [(weight_of(solution) - w).norm(dim=1) / w.norm(dim=1) for solution in (one, each)]
+    assert lost[0][0] > 0.5
+    assert lost[1].max() < 0.1
+    # ComfyUI, requantizing, measures the same scales.
+    torch.testing.assert_close(weight_of(each).abs().amax(1), w.abs().amax(1), rtol=1e-6, atol=0)
+    wanted = moments(held).error(weight_of(each) - w) / moments(held).error(w)
+    assert each.error == pytest.approx(wanted, rel=1e-4)

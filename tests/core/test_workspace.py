@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hswq.hswq_core import FLOAT8_E4M3FN, FileError
@@ -9,16 +11,15 @@ from hswq.hswq_core.workspace import Workspace, key_of
 
 def solution(mark: float = 1.0, *, bias: bool = True) -> Solution:
     codes = torch.full((3, 2), mark).to(FLOAT8_E4M3FN.dtype)
-    return Solution(codes, 2.5, True, "compensated", torch.ones(3) if bias else None, 0.25, 0.5, 0.01, 7)
+    scale = torch.full((3, 1), 0.1 * mark)
+    return Solution(codes, scale, "compensated", torch.ones(3) if bias else None, 0.25, 0.5, 0.01, 7)
 
 
 def same(a: Solution, b: Solution) -> bool:
     biases = (a.bias is None and b.bias is None) or torch.equal(a.bias, b.bias)
-    numbers = all(
-        getattr(a, name) == getattr(b, name)
-        for name in ("amax", "scaled", "how", "error", "nearest_error", "damping", "dead")
-    )
-    return biases and numbers and torch.equal(a.codes.float(), b.codes.float()) and a.codes.dtype == b.codes.dtype
+    numbers = all(getattr(a, name) == getattr(b, name) for name in ("how", "error", "nearest_error", "damping", "dead"))
+    codes = torch.equal(a.codes.float(), b.codes.float()) and a.codes.dtype == b.codes.dtype
+    return biases and numbers and codes and torch.equal(a.scale, b.scale)
 
 
 def test_what_was_added_is_there_after_a_restart(tmp_path):
@@ -31,6 +32,9 @@ def test_what_was_added_is_there_after_a_restart(tmp_path):
     assert set(again) == {"a.0/odd name", "b"}
     assert same(again["a.0/odd name"], solution(1.0))
     assert same(again["b"], solution(2.0, bias=False))
+    assert again.error("b") == 0.25
+    done.add("unscaled", replace(solution(), scale=None))
+    assert Workspace(tmp_path / "s.work", "key")["unscaled"].scale is None
     assert again.numbers("probe") == {"b": 0.5}
     assert again.numbers("other") == {}
 

@@ -1,0 +1,39 @@
+"""Cholesky factor in the place of its matrix, panel by panel: no second matrix in memory, and a call between panels.
+
+Second moments of a convolution of 2,560 channels have 23,040 columns and take 2.1 GB; the library's call would hold
+them twice and answer no Cancel for as long as it lasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+PANEL = 512
+
+Tick = Callable[[], None]
+
+
+def factorize_(h: torch.Tensor, tick: Tick) -> bool:
+    """Turn ``h`` into L with L Lᵀ = H; above the diagonal it keeps what was there.
+
+    Args:
+        h: symmetric [k, k]; only its lower triangle is read. Used up also where it fails.
+        tick: called before each panel; may raise to cancel.
+
+    Returns:
+        False if H is not positive definite.
+    """
+    for start in range(0, len(h), PANEL):
+        tick()
+        stop = min(start + PANEL, len(h))
+        panel = h[start:, start:stop]
+        panel.addmm_(h[start:, :start], h[start:stop, :start].T, alpha=-1)
+        tile, failed = torch.linalg.cholesky_ex(panel[: stop - start])
+        if failed:
+            return False
+        panel[: stop - start] = tile
+        below = panel[stop - start :]
+        below.copy_(torch.linalg.solve_triangular(tile.T, below, upper=True, left=False))
+    return True

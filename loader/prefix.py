@@ -1,0 +1,160 @@
+"""Blocks that run before a changed layer cannot have changed: they answer with what they gave before.
+
+Probing changes one layer at a time; on the average half of a call goes by before it comes. A block is whatever module
+the model calls first on its way to its layers: a residual block of a UNet, a transformer block, a single Linear.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ..hswq_core.states import State
+from .replay import Delta, Output, Replay, relative_change
+
+log = logging.getLogger(__name__)
+
+# Of the free memory that the answers may take.
+MEMORY_SHARE = 0.2
+# Squared relative change of the output that is none: what a GPU does in another order.
+SAME = 1e-10
+
+
+@dataclass
+class _Recorder:
+    """What the outermost modules gave, call by call.
+
+    Attributes:
+        limit: bytes that the answers of the first batch may take; blocks behind that are not kept.
+        given: {block: its outputs, one a batch}, in order of call.
+        order: blocks of each batch, in order of call.
+    """
+
+    limit: float
+    given: dict[str, list[Any]] = field(default_factory=dict)
+    order: list[list[str]] = field(default_factory=list)
+    depth: int = 0
+    size: int = 0
+
+    def enter(self, _module: Any, _args: Any) -> None:
+        self.depth += 1
+
+    def leave(self, name: str) -> Callable[..., None]:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            self.depth -= 1
+            if self.depth:
+                return
+            self.order[-1].append(name)
+            if len(self.order) == 1:
+                self.size += sum(tensor.nbytes for tensor in _tensors(output))
+                if self.size <= self.limit:
+                    self.given[name] = []
+            if name in self.given:
+                self.given[name].append(_copy(output))
+
+        return hook
+
+
+class Prefix:
+    """A replay's blocks, and what they gave in the reference run.
+
+    Args:
+        replay: of states; its model is loaded.
+
+    Attributes:
+        reference: the outputs of that run.
+        blocks: those that can answer, in order of call; none where answering does not give the same outputs.
+    """
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+        self.modules = _holding(replay.model.model.diffusion_model, replay.modules)
+        free = comfy.model_management.get_free_memory(replay.model.load_device)
+        sizes = [sum(state.tensors["x"].numel() for state in batch) for batch in replay.batches]
+        self._record = _Recorder(MEMORY_SHARE * free * sizes[0] / sum(sizes))
+        with ExitStack() as stack:
+            for name, module in self.modules.items():
+                stack.callback(module.register_forward_pre_hook(self._record.enter).remove)
+                stack.callback(module.register_forward_hook(self._record.leave(name)).remove)
+            self.reference = [self._recorded(batch) for batch in replay.batches]
+        self.blocks = list(self._record.given) if self._regular() else []
+        if self.blocks and not self._faithful():
+            log.info("HSWQ: blocks of this model cannot be skipped; probing takes longer.")
+            self.blocks = []
+
+    def change(self, name: str, made: Delta) -> float:
+        """``Replay.change`` with the layer ``name`` alone changed."""
+        with self._answering(self._before(name)):
+            return self.replay.change(self.reference, {name: lambda: made})
+
+    def _recorded(self, batch: list[State]) -> Output:
+        self._record.order.append([])
+        return self.replay.call(batch)
+
+    def _before(self, layer: str) -> list[str]:
+        own = next((i for i, block in enumerate(self.blocks) if layer == block or layer.startswith(f"{block}.")), 0)
+        return self.blocks[:own]
+
+    def _regular(self) -> bool:
+        """Each block once a call, in the same order in every call."""
+        first = self._record.order[0] if self._record.order else []
+        return len(set(first)) == len(first) and all(order == first for order in self._record.order)
+
+    def _faithful(self) -> bool:
+        """Nothing else than blocks' outputs goes on: with any number of them answering, the outputs are the same."""
+        for count in (len(self.blocks) // 2, len(self.blocks)):
+            with self._answering(self.blocks[:count]):
+                pairs = zip(self.replay.run(), self.reference, strict=True)
+                if any(bool((relative_change(*pair) > SAME).any()) for pair in pairs):
+                    return False
+        return True
+
+    @contextmanager
+    def _answering(self, blocks: list[str]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name in blocks:
+                stack.enter_context(_replaced(self.modules[name], self._record.given[name]))
+            yield
+
+
+def _holding(root: torch.nn.Module, layers: Iterable[str]) -> dict[str, torch.nn.Module]:
+    """The modules below ``root`` that are layers or hold some, by name."""
+    parts = (name.split(".") for name in layers)
+    names = {".".join(each[:end]) for each in parts for end in range(1, len(each) + 1)}
+    return {name: module for name, module in root.named_modules() if name in names}
+
+
+@contextmanager
+def _replaced(module: torch.nn.Module, outputs: list[Any]) -> Iterator[None]:
+    """``module`` gives these outputs, one a call, instead of running."""
+    answers, own = iter(outputs), module.__dict__.get("forward")
+    module.forward = lambda *_args, **_kwargs: _copy(next(answers))
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, (tuple, list)):
+        for item in output:
+            yield from _tensors(item)
+
+
+def _copy(output: Any) -> Any:
+    """Of its own: what comes behind a block may change its output in place."""
+    if isinstance(output, torch.Tensor):
+        return output.clone()
+    if isinstance(output, (tuple, list)):
+        return type(output)(map(_copy, output))
+    return output
