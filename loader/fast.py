@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch.nn import functional
@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..hswq_core import QUANTIZE, Progress
 from ..hswq_core.metrics import error_to_db
 from .candidates import Outcome
-from .replay import Replay
+from .replay import Output, Replay
 from .rounder import Rounder, cast_inputs
 
 # Inputs of other prompts are larger than any that calibration met; on a floating grid a factor of two costs nothing
@@ -113,7 +113,12 @@ class _Trial:
         names = [layer.name for layer in self.outcome.plan.layers if layer.action == QUANTIZE]
         limits, how = {name: self.limits[name] for name in fast}, self.outcome.best.how
         deltas = {name: partial(self.rounder.delta, name, how, limits.get(name, 0.0)) for name in names}
-        return self.replay.change(self.replay.run(), deltas)
+        return self.replay.change(self.reference, deltas)
+
+    @cached_property
+    def reference(self) -> list[Output]:
+        """The outputs with nothing changed."""
+        return self.replay.run()
 
 
 def _with_inputs(outcome: Outcome, verify: _Trial, fast: Sequence[str], seen: Mapping[str, Seen]) -> Outcome:

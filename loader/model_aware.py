@@ -32,7 +32,7 @@ from ..hswq_core.workspace import Workspace, key_of
 from .candidates import Outcome, best_of, candidates
 from .fast import speeded
 from .job import Job
-from .moments import device_for, gather, hold, in_groups, shared_inputs
+from .moments import device_for, gather, hold, in_groups, shared_inputs, solver_room
 from .probe import Probe
 from .replay import Replay
 from .rounder import Rounder
@@ -69,7 +69,7 @@ def plan_model_aware(job: Job, states: list[State], encoding: Encoding, budget: 
     done = Workspace(job.work_folder, work_key(job, states, encoding))
     rounder = Rounder(job, encoding, done)
     verify = Replay(job.model, split.verify)
-    with verify.loaded():
+    with verify.loaded(solver_room(verify)):
         split = _with_variety(job, split, progress)
         _Solver(rounder, done, Replay(job.model, split.fit), Replay(job.model, split.decide), progress).run()
         cost = {name: job.by_name[name].weights for name in done}

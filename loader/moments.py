@@ -93,6 +93,13 @@ def hold(replay: Replay, layers: Sequence[str]) -> dict[str, Moments | Rows]:
     return {name: one.inputs() for name, one in held.items()}
 
 
+def solver_room(replay: Replay) -> float:
+    """Bytes that rounding the widest layer takes, of the device at most half."""
+    widest = max(map(columns_of, replay.modules.values()))
+    total = comfy.model_management.get_total_memory(comfy.model_management.get_torch_device())
+    return float(min(SOLVER_COPIES * BYTES_PER_NUMBER * widest**2, total / 2))
+
+
 def device_for(columns: int, wanted: torch.device) -> torch.device:
     """Where a layer of so many columns is rounded: the CPU if ``wanted`` has no room for its moments and factor."""
     needed = SOLVER_COPIES * BYTES_PER_NUMBER * columns**2

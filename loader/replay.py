@@ -66,12 +66,15 @@ class Replay:
         self.batches = [list(group) for group in _batched(states)]
 
     @contextmanager
-    def loaded(self) -> Iterator[None]:
+    def loaded(self, room: float = 0.0) -> Iterator[None]:
         """The model where ComfyUI wants it for sampling, for as long as the context lasts.
 
         Cancel is answered at each layer: one call of a large model may take a minute.
+
+        Args:
+            room: bytes of the device to leave free beside what calls need; a model that does not fit is streamed.
         """
-        comfy.model_management.load_models_gpu([self.model], force_patch_weights=False)
+        comfy.model_management.load_models_gpu([self.model], memory_required=room)
         self.model.pre_run()
         try:
             with _hooked(self.modules[name].register_forward_pre_hook(_cancelling) for name in self.modules):

@@ -382,10 +382,13 @@ def test_layers_of_one_input_share_its_moments(job, states):
 
     replay = Replay(job.model, states[:4])
     with replay.loaded():
-        leaders = shared_inputs(replay, [layer.name for layer in job.layers])
+        seen = shared_inputs(replay, [layer.name for layer in job.layers])
+    leaders = seen.leader
     assert set(leaders) == {layer.name for layer in job.layers}
     assert leaders["img_in"] == "img_in"
     assert all(leaders[leaders[name]] == leaders[name] for name in leaders)
+    assert set(seen.rows) == set(leaders.values())
+    assert seen.rows["img_in"] == 4 * 8 * 8  # four states of 16 x 16 latents in patches of 2 x 2
 
 
 def test_cancel_leaves_no_hooks_and_no_file(job, states, monkeypatch, tmp_path):
@@ -485,9 +488,10 @@ def test_states_add_up_over_runs_and_stay_with_their_model(calibrated_model, job
 def test_a_scale_a_channel_opens_in_hswq_loader(job, states, outcomes, monkeypatch, tmp_path):
     from hswq.loader.open import open_diffusion_model
 
+    whole = outcomes("v2", 3.0)
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "channel.work")
     outcome = planned(job, states, granularity="channel")
-    assert outcome.errors["model_aware"] < 1.2 * outcomes("v2", 3.0).errors["model_aware"]
+    assert outcome.errors["model_aware"] < 1.2 * whole.errors["model_aware"]
     done, _ = job.write(job.target("channel", "v2", ""), outcome.plan, no_progress, outcome.solutions)
     file, opened = FileSource(done.path), open_diffusion_model(done.path)
     modules = dict(opened.model.diffusion_model.named_modules())
@@ -505,9 +509,9 @@ def test_fast_matmul_where_it_costs_little(job, states, outcomes, monkeypatch, t
     import comfy.model_management
     from hswq.loader import fast
 
+    whole = outcomes("comfy", 3.0)
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "fast.work")
     outcome = planned(job, states, "comfy", 3.0, fast_matmul=3.0)
-    whole = outcomes("comfy", 3.0)
     chosen = [layer for layer in outcome.plan.layers if layer.input_amax]
     assert chosen
     assert all(layer.action == QUANTIZE and layer.scaled for layer in chosen)
