@@ -101,7 +101,7 @@ def plot(results: Results, titles: dict[str, str], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     groups = list(dict.fromkeys(_group(score)[0] for scores in results.values() for score in scores))
-    colours = dict(zip(groups, mpl.colormaps["tab10"].colors, strict=False))
+    colours = dict(zip(groups, mpl.colormaps["tab20"].colors[::2] + mpl.colormaps["tab20"].colors[1::2], strict=False))
     figure, axes = plt.subplots(1, len(results), figsize=(5.5 * len(results), 5.5), squeeze=False)
     for axis, (name, scores) in zip(axes[0], results.items(), strict=True):
         for score in scores:
@@ -112,7 +112,7 @@ def plot(results: Results, titles: dict[str, str], path: Path) -> None:
         axis.set(title=titles[name], xlabel="bytes beyond every layer in 8 bits, %", ylabel="PSNR against FP16, dB")
         axis.grid(alpha=0.3)
     marks = [plt.Line2D([], [], color=colour, marker="o", linestyle="", label=g) for g, colour in colours.items()]
-    marks += [plt.Line2D([], [], color="grey", marker=m, linestyle="", label=f) for f, m in MARKS.items()]
+    marks += [plt.Line2D([], [], color="black", marker=m, linestyle="", label=f) for f, m in MARKS.items()]
     figure.legend(handles=marks, loc="lower center", ncols=3, fontsize=9)
     figure.tight_layout(rect=(0, 0.05 + 0.045 * (len(marks) // 3), 1, 1))
     figure.savefig(path, dpi=80)

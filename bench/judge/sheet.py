@@ -10,7 +10,7 @@ from reference_models.pictures import as_image
 
 from judge.scores import Score, Truth
 
-GAIN, ENLARGED, GAP, HEAD = 8, 4, 6, 58
+GAIN, ENLARGED, GAP, HEAD = 8, 4, 6, 72
 
 
 def contact_sheet(truth: Truth, drawn: list[tuple[Score, torch.Tensor]], path: Path, count: int = 3) -> None:

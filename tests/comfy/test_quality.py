@@ -85,8 +85,8 @@ def test_a_scale_in_the_wrong_direction_is_caught(bench, monkeypatch):
 
     row = formats.FORMATS["v2"]
 
-    def inverse(grid, scale):
-        return {name: 1 / tensor for name, tensor in row.extra_tensors(grid, scale).items()}
+    def inverse(grid, scale, input_scale):
+        return {name: 1 / tensor for name, tensor in row.extra_tensors(grid, scale, input_scale).items()}
 
     monkeypatch.setitem(formats.FORMATS, "v2", replace(row, extra_tensors=inverse))
     score, _ = judge(BY_NAME["nearest v2"], *bench)
