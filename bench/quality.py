@@ -15,8 +15,7 @@ from pathlib import Path
 from judge import report
 from judge.ablation import ABLATION
 from judge.methods import METHODS
-from judge.options import begun
-from judge.options import parser as options_of
+from judge.options import begun, parser
 from judge.scores import Truth, judge
 from judge.sheet import contact_sheet
 from judge.subject import Subject
@@ -27,18 +26,18 @@ from tqdm import tqdm
 
 def main() -> None:
     """Judge, print the tables, write JSON, plot and contact sheets."""
-    parser = options_of(__doc__)
-    parser.add_argument("--prompts", type=int, default=48, help="pictures to judge by")
-    parser.add_argument("--calibrate", type=int, default=32, help="pictures to calibrate with")
-    parser.add_argument("--calibration", type=int, default=0, help="which independent set of calibration prompts")
-    parser.add_argument("--states", type=int, help="model calls to keep; default: the node's")
-    parser.add_argument("--methods", nargs="*", help="rows to judge, by name; default: all")
-    parser.add_argument("--ablation", action="store_true", help="the parts of model_aware instead")
-    parser.add_argument("--quick", action="store_true", help="without the methods that take minutes")
-    parser.add_argument("--output", type=Path, default=pack.ROOT / "quality_output", help="folder for the results")
-    parser.add_argument("--add", type=Path, nargs="+", default=[], help="results.json of other models, to show beside")
-    parser.add_argument("--against", type=Path, help="results.json of another run: exit 1 if they disagree")
-    options = begun(parser)
+    asked = parser(__doc__)
+    asked.add_argument("--prompts", type=int, default=48, help="pictures to judge by")
+    asked.add_argument("--calibrate", type=int, default=32, help="pictures to calibrate with")
+    asked.add_argument("--calibration", type=int, default=0, help="which independent set of calibration prompts")
+    asked.add_argument("--states", type=int, help="model calls to keep; default: the node's")
+    asked.add_argument("--methods", nargs="*", help="rows to judge, by name; default: all")
+    asked.add_argument("--ablation", action="store_true", help="the parts of model_aware instead")
+    asked.add_argument("--quick", action="store_true", help="without the methods that take minutes")
+    asked.add_argument("--output", type=Path, default=pack.ROOT / "quality_output", help="folder for the results")
+    asked.add_argument("--add", type=Path, nargs="+", default=[], help="results.json of other models, to show beside")
+    asked.add_argument("--against", type=Path, help="results.json of another run: exit 1 if they disagree")
+    options = begun(asked)
     options.output.mkdir(parents=True, exist_ok=True)
     results = {}
     for other in options.add:

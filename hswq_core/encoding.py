@@ -10,7 +10,7 @@ import torch
 from .errors import SettingError
 from .formats import CHANNEL, FORMATS, GRANULARITIES, TENSOR, FileFormat
 from .grid import FLOAT8_E4M3FN, Grid
-from .search import largest
+from .search import largest, largest_of_channels
 
 # More than every layer at once costs.
 MOST_LOSS_DB = 100.0
@@ -71,14 +71,12 @@ class Encoding:
         """Whether a quantized layer of ``kind`` has a scale."""
         return self.file_format.scaled(kind)
 
-    def amax(self, w: torch.Tensor, kind: str) -> torch.Tensor:
-        """Clip limit of a weight [out, ...], float32: [], or [out, 1, ...] for a scale a channel."""
-        if not self.scaled(kind):
-            return torch.tensor(self.grid.max, device=w.device)
-        if self.granularity == CHANNEL:
-            return w.abs().flatten(1).amax(1).to(torch.float32).reshape(-1, *[1] * (w.dim() - 1))
-        return torch.tensor(largest(w), device=w.device)
-
     def scale(self, w: torch.Tensor, kind: str) -> torch.Tensor | None:
-        """float32 multiplier at dequantize, in the shape of ``amax``; None where the layer has none."""
-        return self.grid.scale(self.amax(w, kind)) if self.scaled(kind) else None
+        """float32 multiplier at dequantize of a weight [out, ...]: [], or [out, 1, ...] for a scale a channel.
+
+        On the weight's device; None where the layer has none.
+        """
+        if not self.scaled(kind):
+            return None
+        amax = largest_of_channels(w) if self.granularity == CHANNEL else largest(w)
+        return self.grid.scale(amax).to(w.device)

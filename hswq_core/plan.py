@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .errors import LayerError
+from .formats import TENSOR
 
 QUANTIZE, KEEP, SKIP = "quantize", "keep", "skip"
 ACTIONS = (QUANTIZE, KEEP, SKIP)
@@ -107,7 +108,7 @@ class Plan:
     family: str
     grid: str
     layers: tuple[LayerPlan, ...]
-    granularity: str = "tensor"
+    granularity: str = TENSOR
 
     def counts(self) -> dict[str, int]:
         """{"quantize": n, "keep": n, "skip": n}, all three always present."""

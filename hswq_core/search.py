@@ -130,6 +130,11 @@ def search_amax(w: torch.Tensor, importance: torch.Tensor | None, grid: Grid, *,
     return Clip(found, at_found, at_max) if at_found <= at_max else Clip(hist.max, at_max, at_max)
 
 
+def largest_of_channels(w: torch.Tensor) -> torch.Tensor:
+    """max|w| of each output channel of [out, ...], float32 [out, 1, ...]."""
+    return w.abs().flatten(1).amax(1).to(torch.float32).reshape(-1, *[1] * (w.dim() - 1))
+
+
 def largest(w: torch.Tensor) -> float:
     """max|w| without a copy of ``w``; NaN if there is one."""
     low, high = torch.aminmax(w)

@@ -16,6 +16,7 @@ from comfy.quant_ops import QuantizedTensor, register_layout_class
 from comfy_kitchen.tensor.base import BaseLayoutParams, QuantizedLayout
 
 from ..hswq_core import FLOAT8_E4M3FN
+from ..hswq_core.search import largest_of_channels
 
 LAYOUT = "HSWQFloat8Layout"
 LAYOUT_PER_CHANNEL = "HSWQFloat8ChannelLayout"
@@ -48,9 +49,7 @@ class HSWQFloat8Layout(QuantizedLayout):  # type: ignore[misc]
 
     @classmethod
     def _amax(cls, weight: torch.Tensor) -> torch.Tensor:
-        if not cls.PER_CHANNEL:
-            return weight.abs().amax()
-        return weight.abs().flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1))
+        return largest_of_channels(weight) if cls.PER_CHANNEL else weight.abs().amax()
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Any) -> torch.Tensor:

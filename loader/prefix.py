@@ -16,7 +16,7 @@ import comfy.model_management
 import torch
 
 from ..hswq_core.states import State
-from .replay import Delta, Output, Replay, relative_change
+from .replay import Delta, Output, Replay, hooked, relative_change
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +78,7 @@ class Prefix:
         free = comfy.model_management.get_free_memory(replay.model.load_device)
         sizes = [sum(state.tensors["x"].numel() for state in batch) for batch in replay.batches]
         self._record = _Recorder(MEMORY_SHARE * free * sizes[0] / sum(sizes))
-        with ExitStack() as stack:
-            for name, module in self.modules.items():
-                stack.callback(module.register_forward_pre_hook(self._record.enter).remove)
-                stack.callback(module.register_forward_hook(self._record.leave(name)).remove)
+        with hooked(self._recording()):
             self.reference = [self._recorded(batch) for batch in replay.batches]
         self.blocks = list(self._record.given) if self._regular() else []
         if self.blocks and not self._faithful():
@@ -93,12 +90,19 @@ class Prefix:
         with self._answering(self._before(name)):
             return self.replay.change(self.reference, {name: lambda: made})
 
+    def _recording(self) -> Iterator[Any]:
+        for name, module in self.modules.items():
+            yield module.register_forward_pre_hook(self._record.enter)
+            yield module.register_forward_hook(self._record.leave(name))
+
     def _recorded(self, batch: list[State]) -> Output:
         self._record.order.append([])
         return self.replay.call(batch)
 
     def _before(self, layer: str) -> list[str]:
-        own = next((i for i, block in enumerate(self.blocks) if layer == block or layer.startswith(f"{block}.")), 0)
+        """Of the blocks called before the layer's own those that can answer."""
+        order = self._record.order[0]
+        own = next((i for i, block in enumerate(order) if layer == block or layer.startswith(f"{block}.")), 0)
         return self.blocks[:own]
 
     def _regular(self) -> bool:

@@ -9,7 +9,7 @@ and two calls rank as well as sixteen; the own error alone left up to 6 dB more 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -67,20 +67,18 @@ class Probe:
         measured = self._measured(self.states[: max(LEAST_STATES, CALLS // max(1, len(found)))], found)
         return filled(measured, error)
 
-    def _measured(self, states: list[State], names: Iterable[str]) -> dict[str, float]:
+    def _measured(self, states: list[State], names: Sequence[str]) -> dict[str, float]:
         stage = f"probe_{len(states)}"
-        prefix, names = Prefix(Replay(self.model, states)), list(names)
         known = self.done.numbers(stage)
-        change = {name: known[name] for name in names if name in known}
-        for name in names:
-            if name in change:
-                continue
-            self.progress(f"Probing {name}", len(change), len(names))
-            change[name] = prefix.change(name, self.make(name))
-            if len(change) % SAVE_EVERY == 0:
-                self.done.save_numbers(stage, known | change)
-        self.done.save_numbers(stage, known | change)
-        return change
+        missing = [name for name in names if name not in known]
+        if missing:
+            prefix = Prefix(Replay(self.model, states))
+            for i, name in enumerate(missing, len(names) - len(missing)):
+                self.progress(f"Probing {name}", i, len(names))
+                known[name] = prefix.change(name, self.make(name))
+                if (i + 1) % SAVE_EVERY == 0 or i + 1 == len(names):
+                    self.done.save_numbers(stage, known)
+        return {name: known[name] for name in names}
 
 
 def shortlist(error: Mapping[str, float], cost: Mapping[str, int], budget: int) -> list[str]:

@@ -77,7 +77,7 @@ class Replay:
         comfy.model_management.load_models_gpu([self.model], memory_required=room)
         self.model.pre_run()
         try:
-            with _hooked(self.modules[name].register_forward_pre_hook(_cancelling) for name in self.modules):
+            with hooked(self.modules[name].register_forward_pre_hook(_cancelling) for name in self.modules):
                 yield
         finally:
             self.model.cleanup()
@@ -98,7 +98,7 @@ class Replay:
     @contextmanager
     def rounded(self, deltas: Mapping[str, Callable[[], Delta]]) -> Iterator[None]:
         """The layers in ``deltas`` give what their rounded weights would give."""
-        with _hooked(self.modules[name].register_forward_hook(_adding(make)) for name, make in deltas.items()):
+        with hooked(self.modules[name].register_forward_hook(_adding(make)) for name, make in deltas.items()):
             yield
 
     def watch(self, see: Mapping[str, Callable[[torch.Tensor], None]], *, last: str | None = None) -> None:
@@ -116,7 +116,7 @@ class Replay:
 
             return seen
 
-        with _hooked(self.modules[name].register_forward_pre_hook(hook(name)) for name in see):
+        with hooked(self.modules[name].register_forward_pre_hook(hook(name)) for name in see):
             for batch in self.batches:
                 with suppress(_SeenAllError):
                     self.call(batch)
@@ -142,7 +142,7 @@ def _cancelling(_module: Any, _args: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def _hooked(handles: Iterable[Any]) -> Iterator[None]:
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
     """Hooks, removed again; handles made while the context opens."""
     with ExitStack() as stack:
         for handle in handles:

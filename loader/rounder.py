@@ -13,7 +13,7 @@ from ..hswq_core import QUANTIZE, Grid, LayerPlan
 from ..hswq_core.encoding import Encoding
 from ..hswq_core.metrics import sqnr_db
 from ..hswq_core.search import largest
-from ..hswq_core.solve import NEAREST, Solution
+from ..hswq_core.solve import Solution
 from .job import Job
 from .replay import Delta
 
@@ -50,8 +50,7 @@ class Rounder:
     def row(self, name: str, how: str) -> LayerPlan:
         """The layer quantized."""
         layer, w = self.job.by_name[name], self.weight(name)
-        scaled = self.encoding.scaled(layer.kind)
-        amax = self.encoding.grid.max if how == CAST or not scaled else largest(w)
+        scaled, amax = self._scaled(name), self._amax(name, w, how)
         sqnr = sqnr_db(w, self._restored(name, w, how))
         known = None if math.isinf(sqnr) else sqnr
         plan = LayerPlan(name, layer.kind, layer.shape, QUANTIZE, how, scaled, amax, sqnr_db=known)
@@ -64,8 +63,13 @@ class Rounder:
         grid = self.encoding.grid
         if how == SOLVED:
             return self.solutions[name].restored(grid, w.device)
-        scaled = how == NEAREST and self.encoding.scaled(self.job.by_name[name].kind)
-        return grid.fake_quantize(w, largest(w) if scaled else grid.max, scaled=scaled)
+        return grid.fake_quantize(w, self._amax(name, w, how), scaled=self._scaled(name))
+
+    def _scaled(self, name: str) -> bool:
+        return self.encoding.scaled(self.job.by_name[name].kind)
+
+    def _amax(self, name: str, w: torch.Tensor, how: str) -> float:
+        return largest(w) if how != CAST and self._scaled(name) else self.encoding.grid.max
 
 
 def cast_inputs(x: torch.Tensor, amax: float, grid: Grid) -> torch.Tensor:

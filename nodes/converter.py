@@ -85,8 +85,8 @@ class HSWQConverter(io.ComfyNode):
                     options=list(GRANULARITIES),
                     default=TENSOR,
                     optional=True,
-                    tooltip="model_aware, v2: one scale for a whole layer, or for each of its output channels: a bit "
-                    "better, only HSWQ Loader reads it.",
+                    tooltip="model_aware, v2: one scale for a whole layer, or for each of its output channels. "
+                    "Worth little on the models it was measured on; only HSWQ Loader reads it.",
                 ),
                 io.Float.Input(
                     "fast_matmul",

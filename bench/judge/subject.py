@@ -77,8 +77,12 @@ class Subject:
             target = job.target(f"{plan.method}_{plan.budget}", plan.file_format, "")
             return Path(job.write(target, plan, no_progress, solutions)[0].path)
 
-    def solved(self, file_format: str, extra_percent: float) -> tuple[Any, Any, Any]:
-        """(job, its rounder, outcome) of ``model_aware``; the work stays on disk for the next one."""
+    def solved(self, file_format: str, extra_percent: float, **options: Any) -> tuple[Any, Any, Any]:
+        """(job, its rounder, outcome) of ``model_aware``; the work stays on disk for the next one.
+
+        Args:
+            options: of the Encoding.
+        """
         from hswq.hswq_core import format_named, no_progress
         from hswq.hswq_core.budget import Budget
         from hswq.hswq_core.encoding import Encoding
@@ -87,7 +91,8 @@ class Subject:
         from hswq.loader.rounder import Rounder
 
         with torch.inference_mode():
-            job, encoding = Job(self.model, None, None, self.session), Encoding(format_named(file_format))
+            job = Job(self.model, None, None, self.session)
+            encoding = Encoding(format_named(file_format), **options)
             outcome = plan_model_aware(job, job.states(), encoding, Budget(extra_percent), no_progress)
             return job, Rounder(job, encoding, outcome.solutions), outcome
 

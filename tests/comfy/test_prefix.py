@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from rig import tiny
@@ -49,8 +51,12 @@ def delta_of(replay, name: str):
     return Delta(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * weight.std())
 
 
-def calls_of(replay, names) -> dict[str, int]:
-    counts = dict.fromkeys(names, 0)
+@contextmanager
+def counted(replay):
+    """{layer: calls within the context}."""
+    from hswq.loader.replay import hooked
+
+    counts = dict.fromkeys(replay.modules, 0)
 
     def count(name: str):
         def hook(_module, _args):
@@ -58,26 +64,21 @@ def calls_of(replay, names) -> dict[str, int]:
 
         return hook
 
-    for name in names:
-        replay.modules[name].register_forward_pre_hook(count(name))
-    return counts
+    with hooked(module.register_forward_pre_hook(count(name)) for name, module in replay.modules.items()):
+        yield counts
 
 
-def test_numbers_are_the_same_and_the_blocks_before_do_not_run(replay, recorded):
+def test_numbers_are_the_same(replay, recorded):
     from hswq.loader.prefix import Prefix
 
     name = recorded[2]
     prefix = Prefix(replay)
     assert len(prefix.blocks) > 5
     names = list(replay.modules)
-    counts = calls_of(replay, names)
     for layer in (names[0], name, names[-1]):
         made = delta_of(replay, layer)
         wanted = replay.change(prefix.reference, {layer: lambda made=made: made})
-        counts.update(dict.fromkeys(names, 0))
         assert prefix.change(layer, made) == wanted > 0
-    for layer in names:
-        replay.modules[layer]._forward_pre_hooks.clear()
     assert all("forward" not in vars(module) for module in prefix.modules.values())
 
 
@@ -89,11 +90,9 @@ def test_only_blocks_from_the_changed_one_on_run(replay, recorded):
     own = next(block for block in prefix.blocks if name.startswith(f"{block}."))
     before = prefix.blocks[: prefix.blocks.index(own)]
     assert before
-    counts = calls_of(replay, list(replay.modules))
-    prefix.change(name, delta_of(replay, name))
+    with counted(replay) as counts:
+        prefix.change(name, delta_of(replay, name))
     ran = {layer for layer, count in counts.items() if count}
-    for module in replay.modules.values():
-        module._forward_pre_hooks.clear()
     assert name in ran
     assert not any(layer.startswith(f"{block}.") for layer in ran for block in before)
 
@@ -120,7 +119,12 @@ def test_under_a_memory_limit_fewer_blocks_answer_to_the_same_effect(replay, rec
     assert 0 < len(few.blocks) < len(whole.blocks)
     assert few.blocks == whole.blocks[: len(few.blocks)]
     made = delta_of(replay, name)
-    assert few.change(name, made) == whole.change(name, made)
+    with counted(replay) as counts:
+        found = few.change(name, made)
+    assert found == whole.change(name, made)
+    inside = [layer for layer in counts for block in few.blocks if layer.startswith(f"{block}.")]
+    assert inside
+    assert not any(counts[layer] for layer in inside)
 
 
 def test_a_model_whose_blocks_do_more_than_answer_runs_whole(replay, recorded, monkeypatch):
@@ -149,19 +153,14 @@ def test_cancel_is_answered_within_a_call(replay, recorded):
     """At the next layer, not after a call that may take a minute."""
     import comfy.model_management
 
-    names = list(replay.modules)
-    counts = calls_of(replay, names)
     handle = replay.modules[recorded[2]].register_forward_hook(
         lambda *_: comfy.model_management.interrupt_current_processing(True)
     )
     try:
-        with pytest.raises(comfy.model_management.InterruptProcessingException):
+        with counted(replay) as counts, pytest.raises(comfy.model_management.InterruptProcessingException):
             replay.run()
     finally:
         handle.remove()
         comfy.model_management.interrupt_current_processing(False)
-        for module in replay.modules.values():
-            for key in [key for key, hook in module._forward_pre_hooks.items() if hook.__name__ == "hook"]:
-                del module._forward_pre_hooks[key]
     assert counts[recorded[2]] == 1
     assert 0 in counts.values()
