@@ -1,6 +1,6 @@
 """HSWQ's mathematics and file formats: torch, safetensors and the standard library. Imports no ComfyUI."""
 
-from .checkpoint import FileSource, TensorInfo, TensorSource, read_header
+from .checkpoint import FileSource, TensorInfo, TensorSource, read_header, require_whole
 from .convert import Conversion, report, source_layers, write_plan
 from .errors import FileError, HSWQError, LayerError, SessionError, SettingError
 from .exclusions import Exclusions
@@ -8,6 +8,7 @@ from .families import FAMILIES, GENERIC, Family, detect_family, family_named
 from .fingerprint import Fingerprint, layout_hash, sample_weights
 from .formats import FORMATS, FileFormat, format_named
 from .grid import FLOAT8_DTYPES, FLOAT8_E4M3FN, GRIDS, Grid
+from .header import declared_format
 from .hswq import plan_hswq
 from .nearest import plan_nearest
 from .observer import LAYER_KINDS, LayerObserver, LayerStats
@@ -47,6 +48,7 @@ __all__ = [
     "SettingError",
     "TensorInfo",
     "TensorSource",
+    "declared_format",
     "detect_family",
     "family_named",
     "format_named",
@@ -57,6 +59,7 @@ __all__ = [
     "plan_nearest",
     "read_header",
     "report",
+    "require_whole",
     "sample_weights",
     "save_session",
     "search_amax",

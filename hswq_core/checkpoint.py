@@ -101,12 +101,20 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     Raises:
         FileError: see ``FileSource``.
     """
+    require_whole(path)
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    metadata = header.pop(METADATA_KEY, {})
+    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+    return metadata, {key: _info(path, key, record) for key, record in ordered}
+
+
+def require_whole(path: Path) -> None:
+    """Raise FileError unless ``path`` is a safetensors file with all of its data, as the library checks it."""
     try:
         with safe_open(path, framework="pt", device="cpu"):
             pass
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(
             f"File {path.name}",
@@ -114,9 +122,6 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
             expected="a readable .safetensors file",
             remedy="Download or convert the file again; .ckpt and .pt files must be converted to .safetensors first.",
         ) from error
-    metadata = header.pop(METADATA_KEY, {})
-    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-    return metadata, {key: _info(path, key, record) for key, record in ordered}
 
 
 def _info(path: Path, key: str, record: Mapping[str, object]) -> TensorInfo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,18 +10,17 @@ from pathlib import Path
 import torch
 
 from .atomic import atomic_file
-from .checkpoint import OutputTensor, TensorInfo, TensorSource, source_hash, write_checkpoint
+from .checkpoint import OutputTensor, TensorInfo, TensorSource, write_checkpoint
 from .errors import LayerError
 from .formats import FileFormat, format_named
 from .grid import GRIDS
+from .header import header_metadata
 from .observer import LAYER_KINDS
 from .plan import KEEP, QUANTIZE, Layer, LayerPlan, Plan, Progress, no_progress
 from .session import Session
 from .solve import Solution
 
-HEADER_KEY, PLAN_KEY = "hswq", "hswq_plan"
 PLAN_SUFFIX = ".plan.json"
-HEADER_VERSION = 1
 NONE: Mapping[str, Solution] = {}
 
 
@@ -125,24 +123,6 @@ def _half(w: torch.Tensor, name: str) -> torch.Tensor:
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
-
-
-def header_metadata(source: TensorSource, plan: Plan, session: Session) -> dict[str, str]:
-    """The source's metadata plus ``hswq`` and the whole ``hswq_plan``: JSON, deterministic (no time, no machine)."""
-    record = {
-        "version": HEADER_VERSION,
-        "format": plan.file_format,
-        "method": plan.method,
-        "budget": plan.budget,
-        "grid": plan.grid,
-        "family": plan.family,
-        "session": {"fingerprint": session.fingerprint.layout, "calls": session.calls, "images": session.images},
-        "source": {"name": source.name, "sha256_of_header": source_hash(source)},
-        "counts": plan.counts(),
-        "kept": {layer.name: layer.reason for layer in plan.layers if layer.action == KEEP},
-    }
-    text = json.dumps(record, separators=(",", ":"), sort_keys=True)
-    return {**source.metadata, HEADER_KEY: text, PLAN_KEY: plan.to_json()}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import comfy.float
 import torch
-from comfy.quant_ops import QuantizedTensor, register_layout_class
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor, get_layout_class, register_layout_class
 from comfy_kitchen.tensor.base import BaseLayoutParams, QuantizedLayout
 
 from ..hswq_core import FLOAT8_E4M3FN
@@ -20,6 +20,7 @@ from ..hswq_core.search import largest_of_channels
 
 LAYOUT = "HSWQFloat8Layout"
 LAYOUT_PER_CHANNEL = "HSWQFloat8ChannelLayout"
+STOCK_LAYOUT: str = QUANT_ALGOS[FLOAT8_E4M3FN.name]["comfy_tensor_layout"]
 
 
 class HSWQFloat8Layout(QuantizedLayout):  # type: ignore[misc]
@@ -92,3 +93,20 @@ def quantized_weight(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtyp
     name = LAYOUT_PER_CHANNEL if per_channel else LAYOUT
     params = layout.Params(scale=scale, orig_dtype=dtype, orig_shape=tuple(codes.shape))
     return QuantizedTensor(codes, name, params), name
+
+
+def multiply_float8(x: torch.Tensor, weight: Any, bias: torch.Tensor | None, input_scale: torch.Tensor) -> torch.Tensor:
+    """x @ Wᵀ + bias with both factors in FP8, by the multiplication ComfyUI uses for its own FP8 layers.
+
+    Args:
+        x: [..., in].
+        weight: QuantizedTensor [out, in] with one scale.
+        bias: [out] or None.
+        input_scale: float32 []; x is cast at x / input_scale.
+    """
+    params = get_layout_class(STOCK_LAYOUT).Params(
+        scale=weight._params.scale, orig_dtype=x.dtype, orig_shape=tuple(weight.shape)
+    )
+    rows = QuantizedTensor.from_float(x.reshape(-1, x.shape[-1]), STOCK_LAYOUT, scale=input_scale)
+    output = torch.nn.functional.linear(rows, QuantizedTensor(weight._qdata, STOCK_LAYOUT, params), bias)
+    return output.reshape(*x.shape[:-1], weight.shape[0])

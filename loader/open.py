@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,85 +14,137 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..hswq_core import FLOAT8_DTYPES, FLOAT8_E4M3FN, FileError
-from .keys import key_prefix, normalize_keys
+from ..hswq_core import FLOAT8_E4M3FN, FileError, require_whole
+from .keys import SCALE, key_prefix, normalize_keys
+from .lora import with_lora_mode
+from .opening import AUTO, DTYPES, Opening, Stamp
 from .ops import float8_operations
 
 log = logging.getLogger(__name__)
 
 
-def open_checkpoint(path: Path, embedding_directory: Any = None) -> tuple[Any, Any, Any]:
+def open_checkpoint(path: Path, opening: Opening, embedding_directory: Any = None) -> tuple[Any, Any, Any]:
     """(MODEL, CLIP, VAE) of a checkpoint; text encoder and VAE load as in the stock loader.
 
     Raises:
         FileError: unreadable, not FP8, an unknown model, or a wrong scale.
     """
-    state, metadata, options = _prepare(path)
-    model, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
-        state, embedding_directory=embedding_directory, model_options=options, metadata=metadata
+    stamp = Stamp.of(path)
+    file = _prepared(path, opening)
+    model, clip, vae, _ = (
+        comfy.sd.load_state_dict_guess_config(
+            file.state, embedding_directory=embedding_directory, model_options=file.options, metadata=file.metadata
+        )
+        or (None,) * 4
     )
-    _finish(model, path, reload_checkpoint)
-    return model, clip, vae
+    return file.finished(model, opening, (reload_checkpoint, stamp)), clip, vae
 
 
-def open_diffusion_model(path: Path) -> Any:
+def reload_checkpoint(path: str, opening: Opening, stamp: Stamp, disable_dynamic: bool = False) -> Any:
+    """The MODEL of a checkpoint once more: ComfyUI asks for it for torch.compile, hooks and several GPUs."""
+    stamp.require(Path(path))
+    file = _prepared(Path(path), opening)
+    model = comfy.sd.load_state_dict_guess_config(
+        file.state,
+        output_vae=False,
+        output_clip=False,
+        model_options=file.options,
+        metadata=file.metadata,
+        disable_dynamic=disable_dynamic,
+    )[0]
+    return file.finished(model, opening, (reload_checkpoint, stamp))
+
+
+def open_diffusion_model(path: Path, opening: Opening) -> Any:
     """MODEL of a diffusion model file (or of the diffusion model in a checkpoint).
 
     Raises:
         FileError: see ``open_checkpoint``.
     """
-    state, metadata, options = _prepare(path)
-    model = comfy.sd.load_diffusion_model_state_dict(state, model_options=options, metadata=metadata)
-    _finish(model, path, reload_diffusion_model)
-    return model
+    return reload_diffusion_model(str(path), opening, Stamp.of(path))
 
 
-def reload_checkpoint(path: str, disable_dynamic: bool = False) -> Any:
-    """The MODEL of a checkpoint once more: ComfyUI asks for it for torch.compile, hooks and several GPUs."""
-    state, metadata, options = _prepare(Path(path))
-    return comfy.sd.load_state_dict_guess_config(
-        state,
-        output_vae=False,
-        output_clip=False,
-        model_options=options,
-        metadata=metadata,
-        disable_dynamic=disable_dynamic,
-    )[0]
-
-
-def reload_diffusion_model(path: str, disable_dynamic: bool = False) -> Any:
-    """The MODEL of a diffusion model file once more."""
-    state, metadata, options = _prepare(Path(path))
-    return comfy.sd.load_diffusion_model_state_dict(
-        state, model_options=options, metadata=metadata, disable_dynamic=disable_dynamic
+def reload_diffusion_model(path: str, opening: Opening, stamp: Stamp, disable_dynamic: bool = False) -> Any:
+    """The MODEL of a diffusion model file, as long as that is the file of ``stamp``."""
+    stamp.require(Path(path))
+    file = _prepared(Path(path), opening)
+    model = comfy.sd.load_diffusion_model_state_dict(
+        file.state, model_options=file.options, metadata=file.metadata, disable_dynamic=disable_dynamic
     )
+    return file.finished(model, opening, (reload_diffusion_model, stamp))
 
 
-def read_state(path: Path) -> tuple[dict[str, Any], Any, str]:
-    """(state dict with normalized keys, metadata, prefix of the diffusion model)."""
-    state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-    prefix = key_prefix(state)
-    return normalize_keys(state, prefix, path.name), metadata, prefix
-
-
-def operations_for(state: dict[str, Any], prefix: str, config: Any) -> tuple[type, torch.dtype]:
-    """(operations class, storage dtype of the layers that are not FP8).
-
-    Kept layers stay in the file's own 16-bit type; the compute dtype follows ComfyUI's rule for it.
-    """
+def operations_for(state: dict[str, Any], prefix: str, opening: Opening) -> tuple[Any, torch.dtype]:
+    """(operations class, storage dtype of the layers that are not FP8: the file's own most frequent 16-bit type)."""
     sizes: Counter[torch.dtype] = Counter()
     for key, tensor in state.items():
-        if key.startswith(prefix) and tensor.is_floating_point() and tensor.dtype not in FLOAT8_DTYPES:
+        if key.startswith(prefix) and tensor.dtype in DTYPES.values() and tensor.dtype.itemsize == 2:
             sizes[tensor.dtype] += tensor.numel()
-    supported = config.supported_inference_dtypes
-    storage = max((d for d in sizes if d.itemsize == 2), key=lambda d: sizes[d], default=supported[0])
+    storage = max(sizes, key=lambda dtype: sizes[dtype], default=None) or _preferred(state, prefix)
     device = comfy.model_management.get_torch_device()
-    compute = comfy.model_management.unet_manual_cast(storage, device, supported) or storage
-    return float8_operations(compute), storage
+    multiply = opening.fp8_matmul and comfy.model_management.supports_fp8_compute(device)
+    return float8_operations(storage, multiply=multiply), storage
 
 
-def _prepare(path: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-    state, metadata, prefix = read_state(path)
+def _preferred(state: dict[str, Any], prefix: str) -> torch.dtype:
+    """What ComfyUI computes the model in, for a file without any 16-bit tensor."""
+    config = comfy.model_detection.model_config_from_unet(state, prefix)
+    return config.supported_inference_dtypes[0] if config else torch.float16
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A file, read and checked, on its way into ComfyUI.
+
+    Attributes:
+        state: state dict with normalized keys.
+        scaled: keys of the FP8 weights that have a scale.
+        options: ComfyUI's model options.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    metadata: Any
+    scaled: list[str]
+    options: dict[str, Any]
+
+    def finished(self, model: Any, opening: Opening, again: tuple[Any, Stamp]) -> Any:
+        """The opened MODEL with what its options ask for, able to be opened once more."""
+        self._require_scaled(model)
+        reload, stamp = again
+        model.cached_patcher_init = (reload, (str(self.path), opening, stamp))
+        if opening.dequantize_dtype != AUTO:
+            model.set_model_compute_dtype(DTYPES[opening.dequantize_dtype])
+        modules = model.model.diffusion_model.modules()
+        counts = Counter("float8" if m.layout_type else "16-bit" for m in modules if hasattr(m, "layout_type"))
+        log.info("HSWQ: %s: %d layers in FP8, %d in 16 bits", self.path.name, counts["float8"], counts["16-bit"])
+        return with_lora_mode(model, opening.lora)
+
+    def _require_scaled(self, model: Any) -> None:
+        """Every scale must have arrived: a weight without its scale draws a black picture."""
+        taken = self.options["custom_operations"].scaled
+        if model is None or (not taken and self.scaled):
+            raise FileError(
+                f"File {self.path.name}",
+                got="a model this ComfyUI does not recognize",
+                expected="a checkpoint for HSWQ Loader, a diffusion model for HSWQ Diffusion Model Loader",
+                remedy="Use the other one of the two loaders, or update ComfyUI.",
+            )
+        if len(taken) < len(self.scaled):
+            lost = next(key for key in self.scaled if not key.endswith(tuple(f"{name}weight" for name in taken)))
+            raise FileError(
+                f"File {self.path.name}, tensor {lost}",
+                got="a scale on a layer that is neither Linear nor Conv2d",
+                expected=f"{len(self.scaled)} scaled layers, of which {len(taken)} can be opened",
+                remedy="Convert the model with HSWQ Converter, which leaves such layers in 16 bits.",
+            )
+
+
+def _prepared(path: Path, opening: Opening) -> _Prepared:
+    require_whole(path)  # ComfyUI does not always notice
+    state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    prefix = key_prefix(state)
+    state = normalize_keys(state, prefix, path.name, metadata)
     if not any(key.startswith(prefix) and t.dtype == FLOAT8_E4M3FN.dtype for key, t in state.items()):
         raise FileError(
             f"File {path.name}",
@@ -99,22 +152,7 @@ def _prepare(path: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
             expected="a file converted to v1, v2 or comfy",
             remedy="Open it with ComfyUI's own loader.",
         )
-    config = comfy.model_detection.model_config_from_unet(state, prefix, metadata=metadata)
-    if config is None:
-        raise FileError(
-            f"File {path.name}",
-            got="a model this ComfyUI does not recognize",
-            expected="a checkpoint or diffusion model it knows",
-            remedy="Update ComfyUI, or check that the file is a diffusion model.",
-        )
-    operations, storage = operations_for(state, prefix, config)
-    return state, metadata, {"custom_operations": operations, "dtype": storage}
-
-
-def _finish(model: Any, path: Path, reload: Any) -> None:
-    model.cached_patcher_init = (reload, (str(path),))
-    modules = model.model.diffusion_model.modules()
-    counts = Counter(
-        "float8" if getattr(m, "layout_type", None) else "16-bit" for m in modules if hasattr(m, "layout_type")
-    )
-    log.info("HSWQ: %s: %d layers in FP8, %d in 16 bits", path.name, counts["float8"], counts["16-bit"])
+    suffix = f".{SCALE}"
+    scaled = [f"{key[: -len(suffix)]}.weight" for key in state if key.startswith(prefix) and key.endswith(suffix)]
+    operations, storage = operations_for(state, prefix, opening)
+    return _Prepared(path, state, metadata, scaled, {"custom_operations": operations, "dtype": storage})

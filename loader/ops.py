@@ -11,17 +11,25 @@ from comfy.quant_ops import QuantizedTensor
 
 from ..hswq_core import FLOAT8_E4M3FN
 from ..hswq_core.formats import comfy_marker
-from .layout import quantized_weight
+from .layout import LAYOUT, multiply_float8, quantized_weight
 
 
 class Float8Weight:
     """Mixed into Linear and Conv2d: an FP8 weight becomes a QuantizedTensor, any other goes the stock way.
 
     State-dict keys of a quantized layer X: ``X.weight`` float8_e4m3fn, ``X.weight_scale`` float32 (one
-    element or one for each output channel; 1 if absent), ``X.comfy_quant`` (ignored), ``X.bias``.
+    element or one for each output channel; 1 if absent), ``X.input_scale`` float32 [] where inputs may be cast to FP8
+    too, ``X.comfy_quant`` (ignored), ``X.bias``.
+
+    Attributes:
+        dtype: what a quantized weight calls its dtype; each call dequantizes to the dtype of its input.
+        fast: multiply in FP8 where there is an input scale.
+        scaled: prefixes of the layers that have taken a scale, of the whole model.
     """
 
-    compute_dtype: torch.dtype
+    dtype: torch.dtype
+    fast: bool
+    scaled: list[str]
     layout_type: str | None = None
     quant_format: str | None = None
 
@@ -37,21 +45,26 @@ class Float8Weight:
     ) -> None:
         scale = state_dict.pop(f"{prefix}weight_scale", None)
         state_dict.pop(f"{prefix}comfy_quant", None)
-        state_dict.pop(f"{prefix}input_scale", None)
+        input_scale = state_dict.pop(f"{prefix}input_scale", None)
         weight = state_dict.get(f"{prefix}weight")
         if weight is None or weight.dtype != FLOAT8_E4M3FN.dtype:
             super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)  # type: ignore[misc]
             return
         del state_dict[f"{prefix}weight"]
+        if scale is not None:
+            self.scaled.append(prefix)
         scale = torch.ones(()) if scale is None else scale
         current = getattr(self, "weight", None)
         codes = weight if current is None else weight.to(current.device)
-        tensor, self.layout_type = quantized_weight(codes, scale, self.compute_dtype)
+        tensor, self.layout_type = quantized_weight(codes, scale, self.dtype)
         self.quant_format = FLOAT8_E4M3FN.name
         self.weight = torch.nn.Parameter(tensor, requires_grad=False)
         torch.nn.Module._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors)  # type: ignore[arg-type]
         if f"{prefix}weight" in missing:
             missing.remove(f"{prefix}weight")
+        if input_scale is not None:
+            kept = input_scale.to(codes.device, torch.float32).reshape(())
+            self.input_scale = torch.nn.Parameter(kept, requires_grad=False)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", **kwargs: Any) -> Any:
         """comfy keys for a quantized layer, so that stock Save nodes write a file HSWQ Loader opens again."""
@@ -61,19 +74,56 @@ class Float8Weight:
         if self.bias is not None:
             destination[f"{prefix}bias"] = self.bias
         destination.update(self.weight.state_dict(f"{prefix}weight"))
-        destination[f"{prefix}comfy_quant"] = comfy_marker(FLOAT8_E4M3FN)
+        destination[f"{prefix}comfy_quant"] = self.comfy_quant
+        if self._input_scale is not None:
+            destination[f"{prefix}input_scale"] = self._input_scale
         return destination
 
+    @property
+    def _input_scale(self) -> torch.Tensor | None:
+        """Parameter ``input_scale`` if there is one; a class attribute of that name would keep it from registering."""
+        return getattr(self, "input_scale", None)
+
+    @property
+    def weight_scale(self) -> torch.Tensor:
+        """Every key of the state dict must be an attribute for merging nodes, which read models by their keys."""
+        if self.layout_type is None:
+            raise AttributeError(f"{type(self).__name__} without FP8 weight has no weight_scale")
+        scale: torch.Tensor = self.weight._params.scale
+        return scale
+
+    @property
+    def comfy_quant(self) -> torch.Tensor:
+        """ComfyUI's marker of a quantized layer; see ``weight_scale``."""
+        if self.layout_type is None:
+            raise AttributeError(f"{type(self).__name__} without FP8 weight has no comfy_quant")
+        return comfy_marker(FLOAT8_E4M3FN, full_precision=self._input_scale is None)
+
     def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Dequantize (LoRAs of a streamed model are added after that, exactly), then the layer's own operation."""
+        """Dequantize, add what LoRAs add at each call, then the layer's own operation."""
         if self.layout_type is None:
             return super().forward(input, *args, **kwargs)  # type: ignore[misc,no-any-return]
         comfy.ops.run_every_op()
-        weight, bias, stream = comfy.ops.cast_bias_weight(self, input, offloadable=True, compute_dtype=input.dtype)
-        plain = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-        output = self._apply_weight(input, plain.to(input.dtype), bias)
+        multiply = self._multiplies_float8()
+        wanted = {"dtype": self.weight.dtype if multiply else input.dtype, "bias_dtype": input.dtype}
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            self, input, **wanted, offloadable=True, compute_dtype=input.dtype
+        )
+        if multiply:
+            scale = comfy.model_management.cast_to_device(self._input_scale, input.device, None)
+            output = multiply_float8(input, weight, bias, scale)
+        else:
+            plain = weight.to(input.dtype).dequantize() if isinstance(weight, QuantizedTensor) else weight
+            output = self._apply_weight(input, plain, bias)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return output
+
+    def _multiplies_float8(self) -> bool:
+        """As ComfyUI decides: LoRAs, a compute dtype that was asked for, or channels' own scales want the long way."""
+        possible = self.fast and self._input_scale is not None and self.layout_type == LAYOUT
+        forced = getattr(self, "comfy_force_cast_weights", False)
+        patched = self.weight_function or self.bias_function or getattr(self, "weight_lowvram_function", None)
+        return possible and not forced and not patched
 
     def convert_weight(self, weight: Any, **_: Any) -> torch.Tensor:
         """ModelPatcher's hook before it patches a weight."""
@@ -121,22 +171,26 @@ class Float8Weight:
         return self
 
 
-def float8_operations(dtype: torch.dtype) -> type:
-    """An operations class for ``model_options["custom_operations"]``.
+def float8_operations(storage: torch.dtype, *, multiply: bool) -> Any:
+    """An operations class for ``model_options["custom_operations"]``; ``.scaled``: see ``Float8Weight``.
 
     Args:
-        dtype: what quantized weights dequantize to, the dtype the model computes in.
+        storage: of the layers that are not FP8.
+        multiply: multiply in FP8 where the file has an input scale.
     """
+    taken: list[str] = []
 
     class HSWQOperations(comfy.ops.manual_cast):  # type: ignore[misc]
+        scaled = taken
+
         class Linear(Float8Weight, comfy.ops.manual_cast.Linear):  # type: ignore[misc]
-            compute_dtype = dtype
+            dtype, fast, scaled = storage, multiply, taken
 
             def _apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
                 return torch.nn.functional.linear(x, weight, bias)
 
         class Conv2d(Float8Weight, comfy.ops.manual_cast.Conv2d):  # type: ignore[misc]
-            compute_dtype = dtype
+            dtype, fast, scaled = storage, False, taken
 
             def _apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
                 return self._conv_forward(x, weight, bias)

@@ -14,6 +14,7 @@ from ..hswq_core import QUANTIZE, FileError, FileFormat, FileSource, Plan
 from .keys import key_prefix, normalize_keys
 from .model import is_quantized, layer_modules
 from .open import operations_for
+from .opening import Opening
 
 SMALL_BYTES = 64 * 1024
 
@@ -28,7 +29,7 @@ def verify_file(path: Path, plan: Plan, file_format: FileFormat) -> None:
     state, metadata = _skeleton(file), dict(file.metadata)
     prefix = key_prefix(state)
     if file_format.name == "v2":
-        state = normalize_keys(state, prefix, path.name)
+        state = normalize_keys(state, prefix, path.name, metadata)
     else:
         state, metadata = comfy.utils.convert_old_quants(state, prefix, metadata=metadata)
     model = _on_meta(path, state, prefix, metadata, own=file_format.name == "v2")
@@ -59,7 +60,7 @@ def _on_meta(path: Path, state: dict[str, Any], prefix: str, metadata: Any, own:
     if config is None:
         raise _refused(path, "a model ComfyUI does not recognize")
     device = comfy.model_management.get_torch_device()
-    operations, storage = operations_for(state, prefix, config)
+    operations, storage = operations_for(state, prefix, Opening())
     if own:
         config.custom_operations = operations
     cast = comfy.model_management.unet_manual_cast(

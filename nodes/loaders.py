@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
 
+from ..loader.lora import EXACT, LORA_MODES
 from ..loader.open import open_checkpoint, open_diffusion_model
+from ..loader.opening import AUTO, DTYPES, Opening, Stamp
 
 OPENS = "Opens v1, v2 and comfy files. Linear and convolution weights stay FP8 in memory, kept layers stay FP16."
+
+
+def options() -> list[Any]:
+    """Inputs of both loaders."""
+    return [
+        io.Combo.Input(
+            "lora",
+            options=list(LORA_MODES),
+            default=EXACT,
+            optional=True,
+            tooltip="exact: LoRAs are added to the dequantized weight at each call, so that their layers stay as good "
+            "as the file; costs a little time for each LoRA. stock: as ComfyUI's loaders do it, patched weights are "
+            "rounded to FP8 anew, at random; no time, but the file's careful rounding is lost in those layers.",
+        ),
+        io.Combo.Input(
+            "dequantize_dtype",
+            options=[AUTO, *DTYPES],
+            default=AUTO,
+            optional=True,
+            advanced=True,
+            tooltip="What FP8 weights become for each call, and what the model computes in. auto: ComfyUI's choice for "
+            "the model and the device.",
+        ),
+        io.Boolean.Input(
+            "fp8_matmul",
+            default=True,
+            optional=True,
+            advanced=True,
+            tooltip="Multiply in FP8 in the layers a comfy file was measured and marked for (fast_matmul), on cards "
+            "with FP8 compute. Off: every layer multiplies in the model's own dtype.",
+        ),
+    ]
 
 
 class HSWQLoader(io.ComfyNode):
@@ -28,16 +64,22 @@ class HSWQLoader(io.ComfyNode):
                     "ckpt_name",
                     options=folder_paths.get_filename_list("checkpoints"),
                     tooltip="A converted checkpoint.",
-                )
+                ),
+                *options(),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 
     @classmethod
-    def execute(cls, ckpt_name: str) -> io.NodeOutput:
+    def fingerprint_inputs(cls, ckpt_name: str, **_: Any) -> tuple[int, ...]:
+        """A file converted anew under the same name is opened anew."""
+        return _stamp("checkpoints", ckpt_name)
+
+    @classmethod
+    def execute(cls, ckpt_name: str, **options: Any) -> io.NodeOutput:
         """Load the file."""
         path = Path(folder_paths.get_full_path_or_raise("checkpoints", ckpt_name))
-        return io.NodeOutput(*open_checkpoint(path, folder_paths.get_folder_paths("embeddings")))
+        return io.NodeOutput(*open_checkpoint(path, Opening(**options), folder_paths.get_folder_paths("embeddings")))
 
 
 class HSWQDiffusionModelLoader(io.ComfyNode):
@@ -56,13 +98,25 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
                     "model_name",
                     options=folder_paths.get_filename_list("diffusion_models"),
                     tooltip="A converted diffusion model.",
-                )
+                ),
+                *options(),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model_name: str) -> io.NodeOutput:
+    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, ...]:
+        """A file converted anew under the same name is opened anew."""
+        return _stamp("diffusion_models", model_name)
+
+    @classmethod
+    def execute(cls, model_name: str, **options: Any) -> io.NodeOutput:
         """Load the file."""
         path = Path(folder_paths.get_full_path_or_raise("diffusion_models", model_name))
-        return io.NodeOutput(open_diffusion_model(path))
+        return io.NodeOutput(open_diffusion_model(path, Opening(**options)))
+
+
+def _stamp(folder: str, name: str) -> tuple[int, ...]:
+    """Of the file, nothing if it is gone: loading it says so."""
+    path = folder_paths.get_full_path(folder, name)
+    return astuple(Stamp.of(Path(path))) if path else ()

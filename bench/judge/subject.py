@@ -126,6 +126,7 @@ def open_fast(path: Path) -> Any:
 def open_hswq(path: Path) -> Any:
     """By HSWQ Diffusion Model Loader."""
     from hswq.loader.open import open_diffusion_model
+    from hswq.loader.opening import Opening
 
     with torch.inference_mode():
-        return open_diffusion_model(path)
+        return open_diffusion_model(path, Opening())

@@ -74,15 +74,18 @@ def sample(
     scheduler: str = "normal",
     tokens: tuple[int, int] = (8, 8),
     prompt: int = 0,
+    **extra: Any,
 ) -> torch.Tensor:
     """Latents [batch, channels, size, size] sampled from a ModelPatcher with random conditioning.
 
-    widths of context and pooled vector: by default those of the model's class in WIDTHS.
+    widths of context and pooled vector: by default those of the model's class in WIDTHS; `extra` (control, hooks) goes
+    to the positive conditioning.
     """
     import comfy.sample
 
     width, pooled = widths or WIDTHS[type(model.model).__name__]
     positive = conditioning(width, pooled, tokens[0], seed=2 * prompt + 1)
+    positive[0][1].update(extra)
     negative = conditioning(width, pooled, tokens[1], seed=2 * prompt + 2)
     with torch.inference_mode():
         latent = torch.zeros(batch, model.model.latent_format.latent_channels, size, size)
@@ -90,6 +93,26 @@ def sample(
         settings = (steps, cfg, sampler, scheduler, positive, negative, latent)
         drawn = comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=seed)
     return torch.as_tensor(drawn)
+
+
+def call(model: Any, *, size: int = 8, batch: int = 1, tokens: int = 8, seed: int = 0) -> torch.Tensor:
+    """The prediction of one call [batch, channels, size, size] of a ModelPatcher as it is loaded now, on its device."""
+    inner, settings = model.model, model.model.model_config.unet_config
+    rng = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=rng).to(model.load_device)
+
+    x = noise(batch, inner.latent_format.latent_channels, size, size)
+    pooled = settings.get("adm_in_channels") or settings.get("vec_in_dim") or 0
+    extra = {"y": noise(batch, pooled)} if pooled else {}
+    if settings.get("guidance_embed"):
+        extra["guidance"] = torch.full((batch,), 3.5, device=model.load_device)
+    context = noise(batch, tokens, WIDTHS[type(inner).__name__][0])
+    with torch.inference_mode():
+        sigma = torch.full((batch,), 0.7, device=model.load_device)
+        predicted: torch.Tensor = inner.apply_model(x, sigma, c_crossattn=context, **extra)
+    return predicted
 
 
 def _parse_switches(args: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from rig import flow, graph, tiny
 from rig.client import Prompt
 from rig.server import ComfyServer
+from safetensors.torch import load_file, save_file
 
 pytestmark = [pytest.mark.comfy, pytest.mark.compat]
 
@@ -188,6 +190,57 @@ def _lora(prompt: Prompt, loader: str, name: str) -> Prompt:
 
     entry = prompts.node("LoraLoaderModelOnly", model=[loader, 0], lora_name=name, strength_model=1.0)
     return prompts.insert(prompt, "lora", entry, after=loader)
+
+
+def test_a_file_converted_anew_under_its_name_is_opened_anew(runs):
+    run = runs("flux")
+    name = "anew.safetensors"
+    file = run.file("v2").with_name(name)
+    prompt = flow.opening(run.load("v2", stock=False), name, file.parent.name, stock=False)
+    (loader,) = [key for key, entry in prompt.items() if entry["class_type"].startswith("HSWQ")]
+    shutil.copy(run.file("v2"), file)
+    try:
+        assert loader not in run.server.client.run(prompt).check().cached
+        assert loader in run.server.client.run(prompt).check().cached
+        shutil.copy(run.file("v1"), file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").replace(file)
+        assert loader not in run.server.client.run(prompt).check().cached
+        assert loader in run.server.client.run(prompt).check().cached
+    finally:
+        file.unlink()
+
+
+def test_a_damaged_file_is_refused_by_name_and_the_next_prompt_runs(runs):
+    run = runs("flux")
+    file = run.file("v2").with_name("damaged.safetensors")
+    state = load_file(run.file("v2"))
+    key = next(key for key in state if key.endswith(".scale") and state[key].shape == (1,))
+    save_file(state | {key: torch.tensor([float("nan")])}, file)
+    load = run.load("v2", stock=False)
+    try:
+        result = run.server.client.run(flow.opening(load, file.name, file.parent.name, stock=False))
+    finally:
+        file.unlink()
+    assert not result.ok
+    for word in ("damaged.safetensors", key, "NaN", "convert or download it again"):
+        assert word in result.errors[0]
+    assert run.draw(load).std() > 5
+
+
+def test_the_loaders_options_arrive(runs, models):
+    run = runs("flux")
+    plain = run.load("v2", stock=False)
+    (loader,) = [key for key, entry in plain.items() if entry["class_type"].startswith("HSWQ")]
+    lora = _lora(plain, loader, models.lora(flow.FAMILIES["flux"].kind))
+    drawn = {}
+    for mode in ("exact", "stock"):
+        prompt = {key: {**entry, "inputs": dict(entry["inputs"])} for key, entry in lora.items()}
+        prompt[loader]["inputs"] |= {"lora": mode, "dequantize_dtype": "float32", "fp8_matmul": False}
+        drawn[mode] = run.draw(prompt)
+    assert (drawn["exact"] == run.draw(lora)).all()  # the default
+    assert (drawn["exact"] != drawn["stock"]).any()
+    prompt[loader]["inputs"] |= {"lora": "sometimes"}
+    assert not run.server.client.run(prompt).ok
 
 
 def test_one_run_of_the_shipped_workflow_calibrates_and_converts(server):

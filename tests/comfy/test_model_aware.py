@@ -487,20 +487,21 @@ def test_states_add_up_over_runs_and_stay_with_their_model(calibrated_model, job
 
 def test_a_scale_a_channel_opens_in_hswq_loader(job, states, outcomes, monkeypatch, tmp_path):
     from hswq.loader.open import open_diffusion_model
+    from hswq.loader.opening import Opening
 
     whole = outcomes("v2", 3.0)
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "channel.work")
     outcome = planned(job, states, granularity="channel")
     assert outcome.errors["model_aware"] < 1.2 * whole.errors["model_aware"]
     done, _ = job.write(job.target("channel", "v2", ""), outcome.plan, no_progress, outcome.solutions)
-    file, opened = FileSource(done.path), open_diffusion_model(done.path)
+    file, opened = FileSource(done.path), open_diffusion_model(done.path, Opening())
     modules = dict(opened.model.diffusion_model.named_modules())
     quantized = [layer for layer in outcome.plan.layers if layer.action == QUANTIZE]
     assert quantized
     for layer in quantized:
         assert file.entries[f"{layer.name}.scale"].shape == (layer.shape[0],)
         wanted = outcome.solutions[layer.name].restored(FLOAT8_E4M3FN, torch.device("cpu"))
-        assert torch.equal(modules[layer.name].weight.dequantize().float(), wanted)
+        assert torch.equal(modules[layer.name].weight.to(torch.float32).dequantize(), wanted)
     assert done.plan.granularity == "channel"
 
 

@@ -26,7 +26,8 @@ from hswq.hswq_core import (
     write_plan,
 )
 from hswq.hswq_core.checkpoint import source_hash
-from hswq.hswq_core.convert import header_metadata, output_tensors
+from hswq.hswq_core.convert import output_tensors
+from hswq.hswq_core.header import header_metadata
 from hswq.hswq_core.solve import Solution
 
 PREFIX = "model.diffusion_model."

@@ -27,6 +27,16 @@ def test_every_code_dequantizes_to_its_defined_value():
     torch.testing.assert_close(GRID.dequantize(codes, None), torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
 
 
+def test_finite_codes_take_a_faster_way_to_the_same_values():
+    codes = torch.tensor([*range(127), *range(128, 255)], dtype=torch.uint8).view(torch.float8_e4m3fn)
+    expected = torch.tensor([*POSITIVE, *(-v for v in POSITIVE)])
+    table, values = codes.view(2, 127), expected.view(2, 127)
+    assert torch.equal(GRID.dequantize(table, None), values)
+    assert torch.equal(GRID.dequantize(table.t(), None), values.t())
+    assert torch.equal(GRID.dequantize(codes, None).signbit(), codes.to(torch.float32).signbit())
+    assert GRID.dequantize(codes[:0], torch.ones(())).shape == (0,)
+
+
 def test_values_are_the_253_finite_ones_in_order():
     assert GRID.values().tolist() == sorted({*POSITIVE, *(-v for v in POSITIVE)})
     assert len(GRID.values()) == 253

@@ -1,0 +1,202 @@
+"""HSWQ Loader beside ComfyUI's own on a plain FP8 file: memory, time to load, time of a call, LoRAs.
+
+    nox -s bench -- loader.py --models sd15 sdxl-small flux-tiny --threads 2
+
+Random weights. Ours opens a v2 file (hswq, keep 0.1), ComfyUI's loader (weight_dtype fp8_e4m3fn) a plain v1 file of all
+layers. Times are paired, in alternating order, and given as the median of the pairs' ratios. Memory is that of a fresh
+process. With a GPU: `--device cuda --latent 128 --batch 4`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rig import inprocess, pack, tiny
+from rig.environment import child_environment
+
+FORMATS = {"ours": ("v2", 0.1), "stock": ("v1", 0.0)}
+COLUMNS = {
+    "file": "file, MB",
+    "loaded": "resident after load / file",
+    "sampled": "after sampling / file",
+    "peak": "peak of RAM while loading / file",
+    "load": "time to load / stock",
+    "first": "load and first call / stock",
+    "call": "time of a call / stock",
+    "lora": "with LoRA / stock with LoRA",
+}
+
+
+def main() -> None:
+    """One row for each model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=sorted(tiny.KINDS), default=["sd15", "sdxl-small", "flux-tiny"])
+    parser.add_argument("--latent", type=int, default=64, help="side of the latent: 64 is a picture of 512 x 512")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rank", type=int, default=16, help="of the LoRA, on every matrix of at least 64 x 64")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.child:
+        print(json.dumps(CHILDREN[options.child[0]](Path(options.child[1]), options)))
+        return
+    print("| model | " + " | ".join(COLUMNS.values()) + " |\n|---|" + "--:|" * len(COLUMNS))
+    for kind in options.models:
+        row = measured(kind)
+        print(f"| {kind} | " + " | ".join(f"{row[key]:.3g}" for key in COLUMNS) + " |", flush=True)
+
+
+def measured(kind: str) -> dict[str, float]:
+    """A row: each step in a fresh process."""
+    with TemporaryDirectory() as folder:
+        row: dict[str, float] = {}
+        for step in CHILDREN:
+            command = [sys.executable, *sys.argv, "--models", kind, "--child", step, folder]
+            done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{kind}, {step}:\n{done.stderr[-3000:]}")
+            row |= json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def _start(options: argparse.Namespace) -> str:
+    inprocess.load_comfy(cpu=options.device == "cpu")
+    pack.alias()
+    torch.set_grad_enabled(False)
+    return str(options.models[0])
+
+
+def make_files(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Both files, by the Converter."""
+    kind = _start(options)
+    import folder_paths
+    from hswq.loader.calibrate import calibrated
+    from hswq.loader.convert import Request, convert_model
+    from hswq.loader.store import path_of
+
+    folder_paths.set_output_directory(str(folder))
+    with torch.inference_mode():
+        model = inprocess.load_model(tiny.make(kind))
+        inprocess.sample(calibrated(model, path_of("bench"), 1000, lambda _text: None), steps=1)
+        for who, (name, ratio) in FORMATS.items():
+            request = Request("bench", name, "hswq", keep_ratio=ratio)
+            convert_model(model, None, None, request, lambda *_: None)[0].path.rename(folder / f"{who}.safetensors")
+    return {}
+
+
+def measure_memory(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Weights in memory, and the peak of the process, relative to the file's tensors."""
+    _start(options)
+    from hswq.hswq_core import read_header
+
+    path = folder / "ours.safetensors"
+    size = sum(info.nbytes for info in read_header(path)[1].values())
+    with torch.inference_mode():
+        before = _memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
+        model = opened(path)
+        peak, loaded = _memory("VmHWM") - before, resident(model)
+        inprocess.sample(model, size=options.latent, steps=1)
+        return {"file": size / 1e6, "loaded": loaded / size, "sampled": resident(model) / size, "peak": peak / size}
+
+
+def measure_time(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Ratios ours / stock, medians of pairs."""
+    kind = _start(options)
+    import comfy.sd
+    from safetensors.torch import load_file
+
+    paths = {who: folder / f"{who}.safetensors" for who in FORMATS}
+    openers: dict[str, Callable[[Path], Any]] = {"ours": opened, "stock": opened_stock}
+    lora = load_file(tiny.lora(kind, rank=options.rank))
+
+    def patched(who: str) -> Any:
+        return comfy.sd.load_lora_for_models(openers[who](paths[who]), None, lora, 1.0, 0.0)[0]
+
+    def called(model: Any) -> None:
+        inprocess.call(model, size=options.latent, batch=options.batch, tokens=77)
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+
+    def first(who: str) -> None:
+        called(_loaded(openers[who](paths[who])))
+
+    with torch.inference_mode():
+        ratios = {"load": paired(lambda who: openers[who](paths[who]), options.repeats)}
+        ratios["first"] = paired(first, options.repeats)
+        for key, make in (("call", lambda who: openers[who](paths[who])), ("lora", patched)):
+            models = {who: _loaded(make(who)) for who in FORMATS}
+            ratios[key] = paired(lambda who, models=models: called(models[who]), options.repeats)
+            del models
+    return ratios
+
+
+def _loaded(model: Any) -> Any:
+    """The model with its patches where it computes."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model])
+    return model
+
+
+def paired(run: Callable[[str], Any], repeats: int) -> float:
+    """Median over pairs, in alternating order, of the seconds of "ours" by those of "stock"; a first pair warms up."""
+    ratios = []
+    for index in range(repeats + 1):
+        seconds = {}
+        for who in sorted(FORMATS, reverse=index % 2 == 1):
+            gc.collect()
+            begin = time.perf_counter()
+            run(who)
+            seconds[who] = time.perf_counter() - begin
+        ratios.append(seconds["ours"] / seconds["stock"])
+    return median(ratios[1:])
+
+
+def opened(path: Path) -> Any:
+    """By HSWQ Diffusion Model Loader."""
+    from hswq.loader.open import open_diffusion_model
+    from hswq.loader.opening import Opening
+
+    return open_diffusion_model(path, Opening())
+
+
+def opened_stock(path: Path) -> Any:
+    """By Load Diffusion Model, weight_dtype fp8_e4m3fn."""
+    return inprocess.load_model(path, dtype=torch.float8_e4m3fn)
+
+
+def resident(model: Any) -> int:
+    """Bytes of all weights of a model."""
+    total = 0
+    for parameter in model.model.diffusion_model.parameters():
+        codes = getattr(parameter, "_qdata", None)
+        total += parameter.nbytes if codes is None else codes.nbytes + parameter._params.scale.nbytes
+    return total
+
+
+def _memory(what: str) -> int:
+    """Bytes, from the kernel's account of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+
+
+CHILDREN = {"files": make_files, "memory": measure_memory, "time": measure_time}
+
+
+if __name__ == "__main__":
+    main()

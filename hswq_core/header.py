@@ -1,0 +1,62 @@
+"""What a converted file says about itself: ``hswq`` and ``hswq_plan``, JSON in the safetensors header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from .checkpoint import TensorSource, source_hash
+from .errors import FileError
+from .formats import FORMATS
+from .plan import KEEP, Plan
+from .session import Session
+
+HEADER_KEY, PLAN_KEY = "hswq", "hswq_plan"
+HEADER_VERSION = 1
+
+
+def header_metadata(source: TensorSource, plan: Plan, session: Session) -> dict[str, str]:
+    """The source's metadata plus ``hswq`` and the whole ``hswq_plan``: JSON, deterministic (no time, no machine)."""
+    record = {
+        "version": HEADER_VERSION,
+        "format": plan.file_format,
+        "method": plan.method,
+        "budget": plan.budget,
+        "grid": plan.grid,
+        "family": plan.family,
+        "session": {"fingerprint": session.fingerprint.layout, "calls": session.calls, "images": session.images},
+        "source": {"name": source.name, "sha256_of_header": source_hash(source)},
+        "counts": plan.counts(),
+        "kept": {layer.name: layer.reason for layer in plan.layers if layer.action == KEEP},
+    }
+    text = json.dumps(record, separators=(",", ":"), sort_keys=True)
+    return {**source.metadata, HEADER_KEY: text, PLAN_KEY: plan.to_json()}
+
+
+def declared_format(metadata: Mapping[str, str] | None, file_name: str) -> str | None:
+    """Name of the format (a key of ``FORMATS``) that a file's metadata declare, None if it has no ``hswq`` entry.
+
+    Raises:
+        FileError: the entry is damaged, or of a version or format this release does not know.
+    """
+    text = (metadata or {}).get(HEADER_KEY)
+    if text is None:
+        return None
+    try:
+        record = json.loads(text)
+        version, name = record["version"], record["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _bad(
+            file_name, f"unreadable ({type(error).__name__}: {error})", "JSON with version and format"
+        ) from error
+    if version != HEADER_VERSION:
+        raise _bad(file_name, f"version {version!r}", f"version {HEADER_VERSION}", "Update this node pack.")
+    if name not in FORMATS:
+        raise _bad(file_name, f"format {name!r}", " or ".join(FORMATS), "Update this node pack.")
+    return str(name)
+
+
+def _bad(
+    file_name: str, got: str, expected: str, remedy: str = "The file is damaged: convert or download it again."
+) -> FileError:
+    return FileError(f"File {file_name}, header entry {HEADER_KEY}", got=got, expected=expected, remedy=remedy)

@@ -1,0 +1,224 @@
+"""Exact LoRAs: added to the dequantized weight at each call, never rounded to FP8.
+
+ComfyUI patches a resident weight once: dequantize, add, quantize anew with stochastic rounding. That replaces every
+careful rounding of the file (compensated codes, a clipped scale) by noise in each layer the LoRA touches. Here the
+weight stays as it is in the file and the low-rank change is added to what is dequantized anyway, as ComfyUI itself does
+for weights it streams from RAM.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import comfy.lora
+import comfy.utils
+import torch
+from comfy.hooks import EnumHookMode
+from comfy.model_patcher import LowVramPatch
+from comfy.quant_ops import QuantizedTensor
+from comfy.weight_adapter import LoRAAdapter
+
+EXACT, STOCK = "exact", "stock"
+LORA_MODES = (EXACT, STOCK)
+WEIGHT = ".weight"
+
+
+class ExactPatch:
+    """A weight function of a layer: adds its LoRAs, whose factors lie on the layer's device.
+
+    Args:
+        key: of the weight in the model.
+        patches: ComfyUI's patches of that key, (strength, value, strength of the model, offset, function) each.
+    """
+
+    def __init__(self, key: str, patches: list[tuple[Any, ...]]) -> None:
+        self.key = key
+        self.source = patches
+        self._patches = patches
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        """weight + Σ strength · change, in the weight's dtype; changes ``weight``, which is a fresh tensor."""
+        if weight.is_contiguous() and all(_is_low_rank(patch) for patch in self._patches):
+            for strength, adapter, *_ in self._patches:
+                _add_low_rank(weight, strength, adapter)
+            return weight
+        patched: torch.Tensor = comfy.lora.calculate_weight(
+            self._patches, weight, self.key, intermediate_dtype=weight.dtype
+        )
+        return patched
+
+    def move_to(self, device: torch.device | None) -> int:
+        """Copy the factors to ``device``, once; returns their bytes there (ComfyUI's rule for weight functions)."""
+        sizes: list[int] = []
+        self._patches = [(patch[0], _moved(patch[1], device, sizes), *patch[2:]) for patch in self.source]
+        return sum(sizes)
+
+
+def _is_low_rank(patch: tuple[Any, ...]) -> bool:
+    """Whether a patch is up @ down and nothing else: no DoRA, no CP factor, no other shape, no part of the weight."""
+    _, value, strength_model, offset, function = patch
+    if not isinstance(value, LoRAAdapter) or offset is not None or function is not None or strength_model != 1.0:
+        return False
+    return not any(part is not None for part in value.weights[3:])
+
+
+def _add_low_rank(weight: torch.Tensor, strength: float, adapter: LoRAAdapter) -> None:
+    """weight += strength · alpha / rank · up @ down in one pass; ComfyUI's own formula takes four."""
+    up, down, alpha = adapter.weights[:3]
+    scale = strength if alpha is None else strength * alpha / down.shape[0]
+    up, down = (part.to(weight.device, weight.dtype).flatten(1) for part in (up, down))
+    weight.flatten(1).addmm_(up, down, alpha=scale)
+
+
+def _moved(value: Any, device: torch.device | None, sizes: list[int]) -> Any:
+    """An adapter, or ComfyUI's tuples and lists of them, with every tensor on ``device``; bytes go to ``sizes``."""
+    if isinstance(value, torch.Tensor):
+        sizes.append(value.nbytes)
+        return value.to(device)
+    if isinstance(value, tuple | list):
+        return type(value)(_moved(item, device, sizes) for item in value)
+    if hasattr(value, "weights"):
+        adapter = copy.copy(value)
+        adapter.weights = _moved(value.weights, device, sizes)
+        return adapter
+    return value
+
+
+class Float8Patcher:
+    """Mixed into a ModelPatcher class: what every model of HSWQ Loader needs beyond the stock one."""
+
+    model: Any
+    patches: dict[str, list[tuple[Any, ...]]]
+    backup: dict[str, Any]
+    hook_backup: dict[str, tuple[Any, torch.device]]
+    load_device: torch.device
+
+    @property
+    def hook_mode(self) -> EnumHookMode:
+        """LoRAs that are hooked to prompts are patched at each switch.
+
+        ComfyUI's other mode caches the patched weights in 16 bits, twice the model's size, and cannot copy them back
+        into FP8 ones.
+        """
+        return EnumHookMode.MinVram
+
+    @hook_mode.setter
+    def hook_mode(self, _mode: EnumHookMode) -> None: ...
+
+    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
+        """Restore FP8 weights whole: ComfyUI copies the codes into the patched tensor, whose scale would stay."""
+        held = {key: backup for key, backup in self.hook_backup.items() if isinstance(backup[0], QuantizedTensor)}
+        super().unpatch_hooks(whitelist_keys_set)  # type: ignore[misc]
+        for key in held.keys() - self.hook_backup.keys():
+            weight, device = held[key]
+            comfy.utils.set_attr_param(self.model, key, weight.to(device))
+
+    def clone(self, *args: Any, **kwargs: Any) -> Any:
+        """Clones stay of this kind, also where ComfyUI makes a plain ModelPatcher of a dynamic one."""
+        return _mixed(super().clone(*args, **kwargs), type(self).__bases__[0])  # type: ignore[misc]
+
+
+class ExactLora(Float8Patcher):
+    """FP8 weights get an ExactPatch instead of being patched in place.
+
+    Merging models, whose "change" is another whole model, goes ComfyUI's way; and what Save nodes write has its LoRAs
+    merged and rounded to FP8 ComfyUI's way.
+    """
+
+    def patch_weight_to_device(
+        self,
+        key: str,
+        device_to: torch.device | None = None,
+        inplace_update: bool = False,
+        return_weight: bool = False,
+        **rest: Any,
+    ) -> Any:
+        """Nothing for a weight that is patched at each call."""
+        if not (return_weight or rest.get("force_cast")) and self._is_exact(key):
+            return None
+        return super().patch_weight_to_device(key, device_to, inplace_update, return_weight, **rest)  # type: ignore[misc]
+
+    def load(self, device_to: torch.device | None = None, *args: Any, **kwargs: Any) -> None:
+        """Load, then attach what is added at each call."""
+        super().load(device_to, *args, **kwargs)  # type: ignore[misc]
+        self._attach()
+
+    def partially_unload(self, *args: Any, **kwargs: Any) -> Any:
+        """Unload some; ComfyUI appends its own patch to what it unloads, which must not come twice."""
+        freed = super().partially_unload(*args, **kwargs)  # type: ignore[misc]
+        self._attach()
+        return freed
+
+    def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> Any:
+        """Take the patches off, too, whichever clone has attached them."""
+        if unpatch_weights:
+            for module in self.model.modules():
+                if any(isinstance(function, ExactPatch) for function in getattr(module, "weight_function", ())):
+                    module.weight_function = _others(module)
+        return super().unpatch_model(device_to, unpatch_weights)  # type: ignore[misc]
+
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
+        """For Save nodes: resident weights with their LoRAs, rounded to FP8; others ComfyUI patches one by one."""
+        held = {key: self._module(key).weight for key in self.patches if self._is_resident(key)}
+        try:
+            for key in held:
+                patched = self.patch_weight_to_device(key, self.load_device, return_weight=True)
+                self._module(key).weight = torch.nn.Parameter(patched, requires_grad=False)
+            return super().state_dict_for_saving(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            for key, weight in held.items():
+                self._module(key).weight = weight
+
+    def _attach(self) -> None:
+        """One ExactPatch for each weight that has LoRAs and was not patched in place."""
+        for key, patches in self.patches.items():
+            if not self._is_exact(key) or key in self.backup:
+                continue
+            module = self._module(key)
+            known = [f for f in module.weight_function if isinstance(f, ExactPatch) and f.source is patches]
+            if not known:
+                known = [ExactPatch(key, patches)]
+                self.model.model_loaded_weight_memory += known[0].move_to(self.load_device)
+            module.weight_function = [known[0], *_others(module)]
+            if getattr(module, "weight_lowvram_function", None) is not None:
+                module.weight_lowvram_function = None  # dynamic VRAM would round to FP8 behind it
+
+    def _is_exact(self, key: str) -> bool:
+        """Whether ``key`` is an FP8 weight of ours whose patches are all changes of its own."""
+        patches = self.patches.get(key)
+        if not patches or not key.endswith(WEIGHT) or any(_is_model(patch[1]) for patch in patches):
+            return False
+        return getattr(self._module(key), "layout_type", None) is not None
+
+    def _is_resident(self, key: str) -> bool:
+        return self._is_exact(key) and getattr(self._module(key), "comfy_patched_weights", False)
+
+    def _module(self, key: str) -> Any:
+        return comfy.utils.get_attr(self.model, key[: -len(WEIGHT)])
+
+
+def _is_model(value: Any) -> bool:
+    """Whether a patch holds another model's weight: merging nodes give a list, "model as LoRA" says so."""
+    return isinstance(value, list) or (isinstance(value, tuple) and value[0] == "model_as_lora")
+
+
+def _others(module: Any) -> list[Any]:
+    """A layer's weight functions that are no LoRA."""
+    return [function for function in module.weight_function if not isinstance(function, ExactPatch | LowVramPatch)]
+
+
+def with_lora_mode(patcher: Any, mode: str) -> Any:
+    """The same MODEL with LoRAs added as ``mode`` says, one of ``LORA_MODES``; so are those of its clones."""
+    return _mixed(patcher, ExactLora if mode == EXACT else Float8Patcher)
+
+
+_classes: dict[tuple[type, type], type] = {}
+
+
+def _mixed(patcher: Any, mixin: type) -> Any:
+    kind = type(patcher)
+    if not issubclass(kind, Float8Patcher):
+        name = f"{mixin.__name__}{kind.__name__}"
+        patcher.__class__ = _classes.setdefault((mixin, kind), type(name, (mixin, kind), {}))
+    return patcher

@@ -1,0 +1,138 @@
+"""Converted files and their stock twins, made once by the product's own path."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hswq.hswq_core import FLOAT8_E4M3FN, FileSource
+from rig import tiny
+from safetensors.torch import save_file
+
+PREFIX = "model.diffusion_model."
+
+
+@dataclass
+class Converted:
+    """A converted file and what it should hold."""
+
+    path: Path
+    plan: Any
+    comfy: Any
+
+    @property
+    def prefix(self) -> str:
+        return PREFIX if any(key.startswith(PREFIX) for key in FileSource(self.path).entries) else ""
+
+    def weight(self, name: str) -> torch.Tensor:
+        """Core's dequantize of what is in the file."""
+        file, stem = FileSource(self.path), f"{self.prefix}{name}."
+        scale = next((file.read(stem + s) for s in ("scale", "weight_scale") if stem + s in file.entries), None)
+        codes = file.read(f"{stem}weight")
+        return FLOAT8_E4M3FN.dequantize(codes, _broadcast(scale, codes))
+
+    @property
+    def quantized(self) -> list[str]:
+        """Names of the FP8 layers."""
+        return [layer.name for layer in self.plan.layers if layer.action == "quantize"]
+
+    def open(self, **options: Any) -> Any:
+        """By HSWQ Diffusion Model Loader."""
+        return opened(self.path, **options)
+
+    def open_twin(self) -> Any:
+        """The stock loader's model of the same weights, dequantized by core, all in float32."""
+        twin = self.path.with_suffix(".twin.safetensors")
+        if not twin.exists():
+            file = FileSource(self.path)
+            state = {key: file.read(key) for key in file.entries}
+            for name in self.quantized:
+                stem = f"{self.prefix}{name}."
+                state[f"{stem}weight"] = self.weight(name)
+                for suffix in ("scale", "weight_scale", "comfy_quant", "input_scale"):
+                    state.pop(f"{stem}{suffix}", None)
+            save_file({k: t.float().contiguous() if t.is_floating_point() else t for k, t in state.items()}, twin)
+        return self.comfy.load_model(twin)
+
+
+def _broadcast(scale: torch.Tensor | None, codes: torch.Tensor) -> torch.Tensor | None:
+    return scale if scale is None or scale.numel() == 1 else scale.reshape(-1, *[1] * (codes.dim() - 1))
+
+
+def opened(path: Path, **options: Any) -> Any:
+    """By HSWQ Diffusion Model Loader."""
+    from hswq.loader.open import open_diffusion_model
+    from hswq.loader.opening import Opening
+
+    return open_diffusion_model(path, Opening(**options))
+
+
+def modules(model: Any) -> dict[str, Any]:
+    """{name: module} of a MODEL's Linear and Conv2d."""
+    from hswq.loader.model import layer_modules
+
+    return layer_modules(model.model.diffusion_model)
+
+
+def run_node(module: str, name: str, **inputs: Any) -> Any:
+    """First output of one of ComfyUI's own nodes, old or new style."""
+    kind = getattr(importlib.import_module(module), name)
+    if hasattr(kind, "define_schema"):
+        output = kind.execute(**inputs)
+        return getattr(output, "args", output)[0]
+    return getattr(kind(), kind.FUNCTION)(**inputs)[0]
+
+
+@pytest.fixture(scope="session")
+def tools() -> Any:
+    """The helpers of this file, for tests: opened, modules, run_node."""
+    return SimpleNamespace(opened=opened, modules=modules, run_node=run_node)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Callable[..., Converted]:
+    """(comfy, kind, format, **settings of the Converter) -> Converted, each once."""
+    done: dict[Any, Converted] = {}
+    folder = tmp_path_factory.mktemp("converted")
+
+    def get(comfy: Any, kind: str, name: str, **settings: Any) -> Converted:
+        key = (kind, name, *sorted(settings.items()))
+        if key not in done:
+            done[key] = _convert(comfy, folder, kind, name, len(done), settings)
+        return done[key]
+
+    return get
+
+
+def _convert(comfy: Any, folder: Path, kind: str, name: str, number: int, settings: dict[str, Any]) -> Converted:
+    import folder_paths
+    from hswq.loader.calibrate import calibrated
+    from hswq.loader.convert import Request, convert_model
+    from hswq.loader.store import path_of
+
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(folder))
+    try:
+        model, session = comfy.load_model(tiny.make(kind)), f"session-{number}"
+        comfy.sample(calibrated(model, path_of(session), 50, lambda text: None))
+        request = Request(session, name, **{"method": "hswq", "keep_ratio": 0.25, **settings})
+        finished, _ = convert_model(model, None, None, request, lambda *_: None)
+    finally:
+        folder_paths.set_output_directory(before)
+    return Converted(finished.path, finished.plan, comfy)
+
+
+@pytest.fixture
+def fp8_compute(comfy) -> Iterator[None]:
+    """ComfyUI believes that the device multiplies in FP8; torch emulates that on a CPU."""
+    from comfy import model_management
+
+    known, model_management.SUPPORT_FP8_OPS = model_management.SUPPORT_FP8_OPS, True
+    yield
+    model_management.SUPPORT_FP8_OPS = known
