@@ -32,6 +32,7 @@ COLUMNS = {
     "sampled": "after sampling / file",
     "peak": "peak of RAM while loading / file",
     "load": "time to load / stock",
+    "load_ms": "that is, ms",
     "first": "load and first call / stock",
     "call": "time of a call / stock",
     "lora": "with LoRA / stock with LoRA",
@@ -136,11 +137,11 @@ def measure_time(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         called(_loaded(openers[who](paths[who])))
 
     with torch.inference_mode():
-        ratios = {"load": paired(lambda who: openers[who](paths[who]), options.repeats)}
-        ratios["first"] = paired(first, options.repeats)
+        load, seconds = paired(lambda who: openers[who](paths[who]), options.repeats)
+        ratios = {"load": load, "load_ms": seconds * 1000, "first": paired(first, options.repeats)[0]}
         for key, make in (("call", lambda who: openers[who](paths[who])), ("lora", patched)):
             models = {who: _loaded(make(who)) for who in FORMATS}
-            ratios[key] = paired(lambda who, models=models: called(models[who]), options.repeats)
+            ratios[key] = paired(lambda who, models=models: called(models[who]), options.repeats)[0]
             del models
     return ratios
 
@@ -153,9 +154,12 @@ def _loaded(model: Any) -> Any:
     return model
 
 
-def paired(run: Callable[[str], Any], repeats: int) -> float:
-    """Median over pairs, in alternating order, of the seconds of "ours" by those of "stock"; a first pair warms up."""
-    ratios = []
+def paired(run: Callable[[str], Any], repeats: int) -> tuple[float, float]:
+    """Medians over pairs, in alternating order: seconds of "ours" by those of "stock", seconds of "ours".
+
+    A first pair warms up.
+    """
+    ratios, ours = [], []
     for index in range(repeats + 1):
         seconds = {}
         for who in sorted(FORMATS, reverse=index % 2 == 1):
@@ -164,7 +168,8 @@ def paired(run: Callable[[str], Any], repeats: int) -> float:
             run(who)
             seconds[who] = time.perf_counter() - begin
         ratios.append(seconds["ours"] / seconds["stock"])
-    return median(ratios[1:])
+        ours.append(seconds["ours"])
+    return median(ratios[1:]), median(ours[1:])
 
 
 def opened(path: Path) -> Any:

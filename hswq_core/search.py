@@ -83,9 +83,9 @@ def histogram_errors(hist: Histogram, amax: torch.Tensor, grid: Grid, *, scaled:
     limit = amax.to(torch.float32).unsqueeze(1)
     if scaled:
         scale = grid.scale(limit)
-        q = grid.cast(x / scale).to(torch.float32).mul_(scale)
+        q = grid.nearest(x / scale).mul_(scale)
     else:
-        q = grid.cast(torch.minimum(x, limit)).to(torch.float32)
+        q = grid.nearest(torch.minimum(x, limit))
     squared = q.sub_(x).square_()
     total = hist.mass.sum().clamp(min=torch.finfo(torch.float64).tiny)
     return squared.to(torch.float64) @ hist.mass / total

@@ -86,9 +86,9 @@ class Float8Weight:
 
     @property
     def weight_scale(self) -> torch.Tensor:
-        """Every key of the state dict must be an attribute for merging nodes, which read models by their keys."""
+        """Of a quantized layer: merging nodes look up every key of the state dict as an attribute."""
         if self.layout_type is None:
-            raise AttributeError(f"{type(self).__name__} without FP8 weight has no weight_scale")
+            raise AttributeError("weight_scale")
         scale: torch.Tensor = self.weight._params.scale
         return scale
 
@@ -96,7 +96,7 @@ class Float8Weight:
     def comfy_quant(self) -> torch.Tensor:
         """ComfyUI's marker of a quantized layer; see ``weight_scale``."""
         if self.layout_type is None:
-            raise AttributeError(f"{type(self).__name__} without FP8 weight has no comfy_quant")
+            raise AttributeError("comfy_quant")
         return comfy_marker(FLOAT8_E4M3FN, full_precision=self._input_scale is None)
 
     def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -105,15 +105,15 @@ class Float8Weight:
             return super().forward(input, *args, **kwargs)  # type: ignore[misc,no-any-return]
         comfy.ops.run_every_op()
         multiply = self._multiplies_float8()
-        wanted = {"dtype": self.weight.dtype if multiply else input.dtype, "bias_dtype": input.dtype}
+        dtype = self.weight.dtype if multiply else input.dtype  # its own dtype leaves the weight as it is
         weight, bias, stream = comfy.ops.cast_bias_weight(
-            self, input, **wanted, offloadable=True, compute_dtype=input.dtype
+            self, input, dtype=dtype, bias_dtype=input.dtype, offloadable=True, compute_dtype=input.dtype
         )
         if multiply:
             scale = comfy.model_management.cast_to_device(self._input_scale, input.device, None)
             output = multiply_float8(input, weight, bias, scale)
         else:
-            plain = weight.to(input.dtype).dequantize() if isinstance(weight, QuantizedTensor) else weight
+            plain = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
             output = self._apply_weight(input, plain, bias)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return output

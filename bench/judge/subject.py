@@ -123,10 +123,10 @@ def open_fast(path: Path) -> Any:
         comfy.model_management.SUPPORT_FP8_OPS = known
 
 
-def open_hswq(path: Path) -> Any:
+def open_hswq(path: Path, **options: Any) -> Any:
     """By HSWQ Diffusion Model Loader."""
     from hswq.loader.open import open_diffusion_model
     from hswq.loader.opening import Opening
 
     with torch.inference_mode():
-        return open_diffusion_model(path, Opening())
+        return open_diffusion_model(path, Opening(**options))

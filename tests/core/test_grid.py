@@ -7,6 +7,7 @@ import pytest
 import torch
 from hswq.hswq_core import FLOAT8_E4M3FN as GRID
 from hswq.hswq_core import grid
+from hswq.hswq_core.grid import WIDEN_LEAST
 from hswq.hswq_core.metrics import sqnr_db
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,14 +28,16 @@ def test_every_code_dequantizes_to_its_defined_value():
     torch.testing.assert_close(GRID.dequantize(codes, None), torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
 
 
-def test_finite_codes_take_a_faster_way_to_the_same_values():
-    codes = torch.tensor([*range(127), *range(128, 255)], dtype=torch.uint8).view(torch.float8_e4m3fn)
-    expected = torch.tensor([*POSITIVE, *(-v for v in POSITIVE)])
-    table, values = codes.view(2, 127), expected.view(2, 127)
-    assert torch.equal(GRID.dequantize(table, None), values)
-    assert torch.equal(GRID.dequantize(table.t(), None), values.t())
-    assert torch.equal(GRID.dequantize(codes, None).signbit(), codes.to(torch.float32).signbit())
-    assert GRID.dequantize(codes[:0], torch.ones(())).shape == (0,)
+def test_many_finite_codes_take_a_faster_way_to_the_same_values():
+    finite = torch.tensor([*range(127), *range(128, 255)], dtype=torch.uint8).view(torch.float8_e4m3fn)
+    values = torch.tensor([*POSITIVE, *(-v for v in POSITIVE)])
+    times = WIDEN_LEAST // len(finite) + 1
+    table, expected = finite.repeat(times, 1), values.repeat(times, 1)
+    assert torch.equal(GRID.dequantize(table, None), expected)
+    assert torch.equal(GRID.dequantize(table, None).signbit(), expected.signbit())
+    assert torch.equal(GRID.dequantize(table.t(), None), expected.t())
+    table.view(torch.uint8)[3, 5] = 0x7F  # one NaN among them
+    assert GRID.dequantize(table, None).isnan().nonzero().tolist() == [[3, 5]]
 
 
 def test_values_are_the_253_finite_ones_in_order():
