@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,19 @@ def require_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise unwritable(probe, error) from error
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Raise FileError now rather than when the disk is full; ``folder`` may not exist yet."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise FileError(
+            f"Folder {folder}",
+            got=f"{free / 1e6:,.0f} MB free",
+            expected=f"{size / 1e6:,.0f} MB for the new file",
+            remedy="Make room on that disk, or choose another folder.",
+        )
 
 
 def unwritable(path: Path, error: OSError) -> FileError:

@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .atomic import atomic_file
+from .atomic import atomic_file, require_space
 from .errors import FileError
 
 # torch dtype <-> safetensors name; the reverse view is derived, so that the two cannot drift.
@@ -40,6 +40,9 @@ DTYPE_NAMES = {
 }
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 METADATA_KEY = "__metadata__"
+# Of a diffusion model's keys: in whole checkpoints, and as training tools save them.
+CHECKPOINT_PREFIX = "model.diffusion_model."
+PREFIXES = (CHECKPOINT_PREFIX, "diffusion_model.")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
@@ -86,6 +89,8 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.stem
+        self.metadata: Mapping[str, str]
+        self.entries: Mapping[str, TensorInfo]
         self.metadata, self.entries = read_header(path)
         self._file = safe_open(path, framework="pt", device="cpu")
 
@@ -192,6 +197,7 @@ def write_checkpoint(
     """
     header = build_header(tensors, metadata)
     total = sum(tensor.info.nbytes for tensor in tensors)
+    require_space(path.parent, len(header) + total)
     with atomic_file(path) as temporary:
         done = 0
         with temporary.open("wb") as file:

@@ -147,7 +147,7 @@ def write_plan(
     source: TensorSource,
     prefix: str,
     plan: Plan,
-    session: Session,
+    session: Session | None,
     *,
     solutions: Mapping[str, Solution] = NONE,
     progress: Progress = no_progress,
@@ -165,12 +165,12 @@ def write_plan(
     return Conversion(path, size, sum(info.nbytes for info in source.entries.values()), plan)
 
 
-def report(done: Conversion, session: Session) -> str:
+def report(done: Conversion, session: Session | None) -> str:
     """Text for the node and the log: size, accounting, worst layer, and where the file opens."""
     plan, row = done.plan, format_named(done.plan.file_format)
     lines = [
         f"{done.path.name}",
-        f"{plan.family}, {row.name}, method {plan.method} {plan.budget}, session of {session.calls} calls",
+        f"{plan.family}, {row.name}, method {plan.method} {plan.budget}, {_measured(session)}",
         f"{done.size / 2**20:.1f} MB ({done.size / max(done.source_bytes, 1):.1%} of the source)",
         plan.accounting(),
         *_kept_lines(plan),
@@ -179,6 +179,10 @@ def report(done: Conversion, session: Session) -> str:
         *_warnings(plan, row),
     ]
     return "\n".join(lines)
+
+
+def _measured(session: Session | None) -> str:
+    return f"session of {session.calls} calls" if session else "without calibration"
 
 
 def _kept_lines(plan: Plan) -> list[str]:

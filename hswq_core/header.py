@@ -15,8 +15,11 @@ HEADER_KEY, PLAN_KEY = "hswq", "hswq_plan"
 HEADER_VERSION = 1
 
 
-def header_metadata(source: TensorSource, plan: Plan, session: Session) -> dict[str, str]:
-    """The source's metadata plus ``hswq`` and the whole ``hswq_plan``: JSON, deterministic (no time, no machine)."""
+def header_metadata(source: TensorSource, plan: Plan, session: Session | None) -> dict[str, str]:
+    """The source's metadata plus ``hswq`` and the whole ``hswq_plan``: JSON, deterministic (no time, no machine).
+
+    ``session`` is None, and ``null`` in the file, where a method needs none.
+    """
     record = {
         "version": HEADER_VERSION,
         "format": plan.file_format,
@@ -24,13 +27,17 @@ def header_metadata(source: TensorSource, plan: Plan, session: Session) -> dict[
         "budget": plan.budget,
         "grid": plan.grid,
         "family": plan.family,
-        "session": {"fingerprint": session.fingerprint.layout, "calls": session.calls, "images": session.images},
+        "session": session and _session(session),
         "source": {"name": source.name, "sha256_of_header": source_hash(source)},
         "counts": plan.counts(),
         "kept": {layer.name: layer.reason for layer in plan.layers if layer.action == KEEP},
     }
     text = json.dumps(record, separators=(",", ":"), sort_keys=True)
     return {**source.metadata, HEADER_KEY: text, PLAN_KEY: plan.to_json()}
+
+
+def _session(session: Session) -> dict[str, object]:
+    return {"fingerprint": session.fingerprint.layout, "calls": session.calls, "images": session.images}
 
 
 def declared_format(metadata: Mapping[str, str] | None, file_name: str) -> str | None:

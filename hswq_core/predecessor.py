@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
+from .checkpoint import PREFIXES
 from .errors import SessionError
 from .fingerprint import Fingerprint
 from .observer import LayerStats
 from .session import Session, damaged, read_pt, require_sound
 
 PREDECESSOR_TYPE = "hswq_dual_monitor_v2"
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 
 
 def is_predecessor(data: Mapping[str, Any]) -> bool:
@@ -69,7 +69,7 @@ def import_predecessor(path: Path, layers: Mapping[str, LayerStats], fingerprint
 
 
 def _strip(name: str) -> str:
-    prefix = next((p for p in _PREFIXES if name.startswith(p)), "")
+    prefix = next((p for p in PREFIXES if name.startswith(p)), "")
     return name[len(prefix) :]
 
 

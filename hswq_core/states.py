@@ -31,6 +31,7 @@ from .errors import SessionError
 from .fingerprint import Fingerprint
 
 HEADER_KEY, VERSION = "hswq_states", 1
+STATES_SUFFIX = ".states.safetensors"
 DEFAULT_STATES = 128
 MAX_STATES = 4096
 # Of one sample, equal tensors counted once. 128 calls of Flux at 1024 x 1024 with 16 prompts take 270 MB.
@@ -160,6 +161,11 @@ class Sample:
 def _digest(tensor: torch.Tensor) -> str:
     content = hashlib.blake2b(tensor.reshape(-1).view(torch.uint8).numpy().data, digest_size=16).hexdigest()
     return f"{content} {tensor.dtype} {tuple(tensor.shape)}"
+
+
+def states_path(session: Path) -> Path:
+    """Where the model calls of a session are: beside its file."""
+    return session.with_suffix(STATES_SUFFIX)
 
 
 def save_states(sample: Sample, fingerprint: Fingerprint, path: Path) -> None:

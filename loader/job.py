@@ -17,10 +17,10 @@ from ..hswq_core.encoding import Encoding
 from ..hswq_core.formats import CHANNEL
 from ..hswq_core.names import describe, output_path
 from ..hswq_core.solve import Solution
-from ..hswq_core.states import MAX_STATES, State, load_states
+from ..hswq_core.states import MAX_STATES, State, load_states, states_path
 from .model import inspect_model
 from .source import ModelSource
-from .store import open_session, path_of, states_path
+from .store import open_session, path_of
 from .verify import verify_file
 
 log = logging.getLogger(__name__)

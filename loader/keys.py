@@ -11,10 +11,9 @@ import comfy.model_detection
 import torch
 
 from ..hswq_core import FLOAT8_E4M3FN, FileError, declared_format
+from ..hswq_core.quantized import SCALE_SUFFIXES
 
 SCALE, INPUT_SCALE, MARKER = "weight_scale", "input_scale", "comfy_quant"
-# After "X.": ours and stock, legacy stock, V2, V2 of the original project.
-SCALE_SUFFIXES = (SCALE, "scale_weight", "scale", "weight.scale")
 INPUT_SCALE_SUFFIXES = (INPUT_SCALE, "scale_input")
 LEGACY_MARKER = "scaled_fp8"
 REMEDY = "The file is damaged or of another kind: convert or download it again, or try a stock loader."

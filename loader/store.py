@@ -12,11 +12,10 @@ from ..hswq_core import Session, save_session
 from ..hswq_core.names import session_path
 from ..hswq_core.predecessor import import_predecessor, is_predecessor
 from ..hswq_core.session import parse_session, read_pt
-from ..hswq_core.states import Sample, load_states, save_states
+from ..hswq_core.states import Sample, load_states, save_states, states_path
 from .model import ModelInfo
 
 FOLDER = "hswq_stats"
-STATES_SUFFIX = ".states.safetensors"
 
 
 def sessions_folder() -> Path:
@@ -65,11 +64,6 @@ def add_to_session(path: Path, part: Session, info: ModelInfo) -> Session:
             whole = part
         save_session(whole, path)
     return whole
-
-
-def states_path(session: Path) -> Path:
-    """Where the model calls of a session are."""
-    return session.with_suffix(STATES_SUFFIX)
 
 
 def add_states(session: Path, part: Sample, info: ModelInfo) -> Sample:

@@ -473,8 +473,9 @@ def test_one_picture_calibrates_for_other_prompts_through_variety(
 
 def test_states_add_up_over_runs_and_stay_with_their_model(calibrated_model, job, states, caplog):
     """A second session's runs: the sample stays at its size, and a file of another model is not touched."""
+    from hswq.hswq_core.states import states_path
     from hswq.loader.calibrate import calibrated
-    from hswq.loader.store import path_of, states_path
+    from hswq.loader.store import path_of
 
     model, _, _ = calibrated_model
     path = path_of("aware_more")

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 from hswq.hswq_core import FileError, atomic
-from hswq.hswq_core.atomic import atomic_file, require_writable
+from hswq.hswq_core.atomic import atomic_file, require_space, require_writable
 
 
 def names(folder: Path) -> list[str]:
@@ -108,3 +109,11 @@ def test_the_file_has_the_permissions_of_any_new_file(tmp_path):
     with atomic_file(path):
         pass
     assert path.stat().st_mode == ordinary.stat().st_mode
+
+
+def test_a_disk_with_too_little_room_is_named_before_anything_is_written(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    require_space(tmp_path / "not" / "yet", free // 2)
+    with pytest.raises(FileError, match=r"MB free, expected [\d,]+ MB for the new file.*Make room"):
+        require_space(tmp_path / "not" / "yet", free + 10**12)
+    assert names(tmp_path) == []

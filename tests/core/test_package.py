@@ -43,7 +43,8 @@ def test_everything_imports_without_comfyui_cuda_or_output():
         [sys.executable, "-c", IMPORT_EVERYTHING, str(ROOT)], capture_output=True, text=True, check=False, timeout=120
     )
     assert run.returncode == 0, run.stderr
-    modules = [path for path in Path(core.__file__).parent.glob("*.py") if path.name != "__init__.py"]
+    folder = Path(core.__file__).parent
+    modules = [path for path in folder.rglob("*.py") if path != folder / "__init__.py"]
     assert run.stdout == f"{len(modules)}\n"
 
 

@@ -1,0 +1,118 @@
+"""``inspect``, ``compare`` and ``verify``: what is in files, as tables on stdout or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import read_header
+from ..errors import FileError
+from ..header import HEADER_KEY, PLAN_KEY
+from ..quantized import QuantizedFile, findings
+from ..quantized import compare as differences
+from ..session import Session, load_session
+
+log = logging.getLogger("hswq")
+
+Row = dict[str, Any]
+
+
+def inspect(options: argparse.Namespace) -> bool:
+    """A session's layers, or a file's: by its plan if it has one, else by its tensors."""
+    path: Path = options.file
+    if path.suffix == ".pt":
+        session = load_session(path)
+        _show(session.summary(), _session_rows(session), as_json=options.json)
+    else:
+        summary, rows = _file_rows(path)
+        _show(summary, rows, as_json=options.json)
+    return True
+
+
+def compare(options: argparse.Namespace) -> bool:
+    """SQNR of each weight, the worst first."""
+    found = list(differences(QuantizedFile(options.original), QuantizedFile(options.converted)))
+    rows = [
+        {"weight": d.key, "was": _name(d.dtypes[0]), "is": _name(d.dtypes[1]), "SQNR, dB": d.sqnr_db} for d in found
+    ]
+    rows.sort(key=lambda row: float("-inf") if row["SQNR, dB"] is None else row["SQNR, dB"])
+    changed = [d.sqnr_db for d in found if d.sqnr_db is not None and d.sqnr_db != float("inf")]
+    mean = f", mean SQNR of those that changed {sum(changed) / len(changed):.1f} dB" if changed else ""
+    _show(f"{len(found)} weights, {len(found) - len(changed)} equal{mean}", rows, as_json=options.json)
+    return all(d.sqnr_db is not None for d in found)
+
+
+def verify(options: argparse.Namespace) -> bool:
+    """What is wrong with each file; True if nothing is."""
+    sound = True
+    for path in chain.from_iterable(options.files):
+        try:
+            wrong = list(findings(path))
+        except FileError as error:
+            wrong = [str(error)]
+        for line in wrong:
+            log.error("%s: %s", path.name, line)
+        if not wrong:
+            log.info("%s: sound", path.name)
+        sound = sound and not wrong
+    return sound
+
+
+def _session_rows(session: Session) -> list[Row]:
+    return [
+        {
+            "layer": name,
+            "kind": stats.kind,
+            "shape": "x".join(map(str, stats.shape)),
+            "calls": stats.in_calls,
+            "sensitivity": stats.sensitivity,
+            "mean |input|": float(stats.importance.mean()) if stats.in_calls else None,
+            "largest input": stats.input_amax,
+        }
+        for name, stats in session.layers.items()
+    ]
+
+
+def _file_rows(path: Path) -> tuple[str, list[Row]]:
+    metadata, entries = read_header(path)
+    size = sum(info.nbytes for info in entries.values())
+    summary = f"{path.name}: {len(entries)} tensors, {size:,} bytes"
+    if PLAN_KEY in metadata:
+        header, plan = json.loads(metadata[HEADER_KEY]), json.loads(metadata[PLAN_KEY])
+        words = ("format", "method", "budget", "family")
+        summary += "; " + ", ".join(f"{word} {header.get(word)}" for word in words) + f"; {header.get('counts')}"
+        columns = ("name", "kind", "action", "reason", "amax", "sqnr_db", "change")
+        return summary, [{column: layer.get(column) for column in columns} for layer in plan["layers"]]
+    return summary, [
+        {"tensor": key, "dtype": _name(info.dtype), "shape": "x".join(map(str, info.shape)), "bytes": info.nbytes}
+        for key, info in entries.items()
+    ]
+
+
+def _name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _show(summary: str, rows: Sequence[Row], *, as_json: bool) -> None:
+    """On stdout, which is for results; everything else goes to stderr."""
+    if as_json:
+        safe = [{key: None if value == float("inf") else value for key, value in row.items()} for row in rows]
+        sys.stdout.write(json.dumps({"summary": summary, "rows": safe}, indent=1) + "\n")
+        return
+    lines = [[str(key) for key in rows[0]], *([_cell(value) for value in row.values()] for row in rows)] if rows else []
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n")
+    sys.stdout.write(f"{summary}\n")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else str(value)

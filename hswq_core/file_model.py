@@ -1,0 +1,81 @@
+"""A diffusion model in a file, without ComfyUI: where its layers are and which session belongs to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .checkpoint import PREFIXES, FileSource
+from .convert import source_layers
+from .errors import FileError
+from .exclusions import Exclusions
+from .families import GENERIC, detect_family
+from .fingerprint import Fingerprint, layout_hash, sample_weights
+from .observer import LAYER_KINDS
+from .plan import Layer
+from .session import Session
+
+WEIGHT = ".weight"
+
+
+class FileModel:
+    """The layers of a ``.safetensors`` file.
+
+    Attributes:
+        source: the file.
+        prefix: of the diffusion model's keys, "" if it has none.
+        family: row of the families table.
+        layers: every Linear and Conv2d, in the file's order: by the session's names, else every weight of rank 2 or 4.
+
+    Args:
+        path: the file.
+        session: of this model; None: none is needed.
+
+    Raises:
+        FileError: not a safetensors file, or no session and no known family to tell layers from other matrices.
+        SessionError: the session is of another model.
+        LayerError: a layer of the session is not in the file.
+    """
+
+    def __init__(self, path: Path, session: Session | None = None) -> None:
+        self.source = FileSource(path)
+        keys = list(self.source.entries)
+        self.prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in keys)), "")
+        inner = {key[len(self.prefix) :] for key in keys if key.startswith(self.prefix)}
+        self.family = detect_family(inner)
+        if session is None and self.family.name == GENERIC.name:
+            raise FileError(
+                f"File {path.name}",
+                got="a model of no known family, and no session",
+                expected="a session, which says what its layers are",
+                remedy="Calibrate the model in ComfyUI and pass the session with --session.",
+            )
+        kinds = {name: stats.kind for name, stats in session.layers.items()} if session else self._kinds(inner)
+        self.layers = source_layers(self.source, self.prefix, kinds)
+        if session is not None:
+            session.fingerprint.require_same(self.fingerprint(), f"File {path.name}")
+
+    def _kinds(self, inner: set[str]) -> dict[str, str]:
+        ranks = {rank: kind for kind, rank in LAYER_KINDS.items()}
+        found = {}
+        for key in inner:
+            rank = len(self.source.entries[f"{self.prefix}{key}"].shape)
+            if key.endswith(WEIGHT) and rank in ranks:
+                found[key[: -len(WEIGHT)]] = ranks[rank]
+        return found
+
+    @property
+    def exclusions(self) -> Exclusions:
+        """What is never quantized."""
+        return Exclusions(self.family)
+
+    def read(self, layer: Layer) -> torch.Tensor:
+        """The weight of a layer."""
+        return self.source.read(f"{self.prefix}{layer.name}{WEIGHT}")
+
+    def fingerprint(self) -> Fingerprint:
+        """Identity of the model, as a session has it."""
+        by_name = {layer.name: layer for layer in self.layers}
+        layout = layout_hash({name: (layer.kind, layer.shape) for name, layer in by_name.items()})
+        return Fingerprint(layout, sample_weights(by_name, lambda name: self.read(by_name[name])))
