@@ -64,7 +64,7 @@ class Grid:
         if w.device.type != "cpu" or w.numel() <= PIECE:
             return self._codes(w, amax, scale), scale
         codes = torch.empty(w.shape, dtype=self.dtype)
-        for into, piece in zip(codes.flatten().split(PIECE), w.flatten().split(PIECE), strict=True):
+        for into, piece in zip(pieces(codes), pieces(w), strict=True):
             into.copy_(self._codes(piece, amax, scale))
         return codes, scale
 
@@ -90,6 +90,12 @@ class Grid:
     def fake_quantize(self, w: torch.Tensor, amax: float, *, scaled: bool) -> torch.Tensor:
         """dequantize(quantize(w)) in float32."""
         return self.dequantize(*self.quantize(w, amax, scaled=scaled))
+
+
+def pieces(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """``x`` in flat pieces of ``PIECE`` on the CPU, as one on a GPU."""
+    flat = x.flatten()
+    return flat.split(PIECE) if x.device.type == "cpu" else (flat,)
 
 
 def _widened(codes: torch.Tensor) -> torch.Tensor:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 
+from .grid import pieces
+
 
 def relative_error(reference: torch.Tensor, approximation: torch.Tensor) -> float:
-    """‖x − x̂‖₂ / ‖x‖₂ in float64 sums; 0 for two zero tensors, inf for error on a zero reference."""
-    difference = torch.linalg.vector_norm(reference.float() - approximation.float(), dtype=torch.float64).item()
-    norm = torch.linalg.vector_norm(reference.float(), dtype=torch.float64).item()
-    if norm == 0.0:
-        return 0.0 if difference == 0.0 else math.inf
-    return difference / norm
+    """‖x − x̂‖₂ / ‖x‖₂ in float64; 0 for two zero tensors, inf for error on a zero reference."""
+    return relative_error_of(zip(pieces(reference), pieces(approximation), strict=True))
+
+
+def relative_error_of(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """``relative_error`` of tensors that come in pieces, (reference, approximation) each."""
+    noise = signal = 0.0
+    for reference, approximation in pairs:
+        exact = reference.to(torch.float64)
+        signal += torch.sum(exact * exact).item()
+        noise += torch.sum((exact - approximation).square_()).item()
+    if signal == 0.0:
+        return 0.0 if noise == 0.0 else math.inf
+    return math.sqrt(noise / signal)
 
 
 def sqnr_db(reference: torch.Tensor, approximation: torch.Tensor) -> float:

@@ -79,7 +79,7 @@ def solve(
     Raises:
         LayerError: a weight with NaN or infinity.
     """
-    w, grid = finite_weight(layer, w), encoding.grid
+    w, grid = finite_weight(layer, w).to(torch.float32), encoding.grid
     scale = encoding.scale(w, layer.kind)
     # In units of the scale: rows of a weight do not know of each other, so that each may have its own.
     unit = torch.ones((), device=w.device) if scale is None else scale
