@@ -109,7 +109,7 @@ def measure_memory(folder: Path, options: argparse.Namespace) -> dict[str, float
     with torch.inference_mode():
         before = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
-        model = opened(path)
+        model = inprocess.open_fp8(path)
         peak, loaded = _memory("VmHWM") - before, resident(model)
         inprocess.sample(model, size=options.latent, steps=1)
         return {"file": size / 1e6, "loaded": loaded / size, "sampled": resident(model) / size, "peak": peak / size}
@@ -122,7 +122,7 @@ def measure_time(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     from safetensors.torch import load_file
 
     paths = {who: folder / f"{who}.safetensors" for who in FORMATS}
-    openers: dict[str, Callable[[Path], Any]] = {"ours": opened, "stock": opened_stock}
+    openers: dict[str, Callable[[Path], Any]] = {"ours": inprocess.open_fp8, "stock": opened_stock}
     lora = load_file(tiny.lora(kind, rank=options.rank))
 
     def patched(who: str) -> Any:
@@ -170,14 +170,6 @@ def paired(run: Callable[[str], Any], repeats: int) -> tuple[float, float]:
         ratios.append(seconds["ours"] / seconds["stock"])
         ours.append(seconds["ours"])
     return median(ratios[1:]), median(ours[1:])
-
-
-def opened(path: Path) -> Any:
-    """By HSWQ Diffusion Model Loader."""
-    from hswq.loader.open import open_diffusion_model
-    from hswq.loader.opening import Opening
-
-    return open_diffusion_model(path, Opening())
 
 
 def opened_stock(path: Path) -> Any:

@@ -1,4 +1,7 @@
-"""HSWQ's mathematics and file formats: torch, safetensors and the standard library. Imports no ComfyUI."""
+"""HSWQ's mathematics and file formats: torch, safetensors and the standard library (its command line: tqdm too).
+
+Imports no ComfyUI.
+"""
 
 from .checkpoint import FileSource, TensorInfo, TensorSource, read_header, require_whole
 from .convert import Conversion, report, source_layers, write_plan

@@ -9,7 +9,6 @@ import torch
 from .checkpoint import PREFIXES, FileSource
 from .convert import source_layers
 from .errors import FileError
-from .exclusions import Exclusions
 from .families import GENERIC, detect_family
 from .fingerprint import Fingerprint, layout_hash, sample_weights
 from .observer import LAYER_KINDS
@@ -64,11 +63,6 @@ class FileModel:
             if key.endswith(WEIGHT) and rank in ranks:
                 found[key[: -len(WEIGHT)]] = ranks[rank]
         return found
-
-    @property
-    def exclusions(self) -> Exclusions:
-        """What is never quantized."""
-        return Exclusions(self.family)
 
     def read(self, layer: Layer) -> torch.Tensor:
         """The weight of a layer."""

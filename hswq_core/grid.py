@@ -16,6 +16,7 @@ PIECE = 2**18
 
 # Below so many codes torch's own conversion is faster than calling six operations.
 WIDEN_LEAST = 2**14
+LARGEST_CODE, NAN_CODE = 0x7E, 0x7F
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,16 @@ def pieces(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return flat.split(PIECE) if x.device.type == "cpu" else (flat,)
 
 
+def largest_code(codes: torch.Tensor) -> int:
+    """Largest code of 8 bits but for the sign; of float8_e4m3fn ``LARGEST_CODE`` is 448 and ``NAN_CODE`` NaN."""
+    return int((codes.view(torch.uint8) & NAN_CODE).amax()) if codes.numel() else 0
+
+
+def by_channel(values: torch.Tensor, rank: int) -> torch.Tensor:
+    """One value as [], one for each output channel as [out, 1, ...]: broadcasts over a weight of ``rank``."""
+    return values.reshape((-1, *[1] * (rank - 1)) if values.numel() > 1 else ())
+
+
 def _widened(codes: torch.Tensor) -> torch.Tensor:
     """float32 of 8-bit codes on the CPU, where torch's own conversion of float8_e4m3fn takes five times as long.
 
@@ -106,7 +117,7 @@ def _widened(codes: torch.Tensor) -> torch.Tensor:
     """
     if codes.dtype != torch.float8_e4m3fn or codes.numel() < WIDEN_LEAST:
         return codes.to(torch.float32)
-    if (codes.view(torch.uint8) & 0x7F).amax() == 0x7F:
+    if largest_code(codes) == NAN_CODE:
         return codes.to(torch.float32)
     bits = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000)
     return bits.view(torch.float16).to(torch.float32).mul_(2.0**8)

@@ -14,7 +14,7 @@ from .grid import FLOAT8_E4M3FN, Grid
 from .importance import importance_over_weight
 from .observer import LayerStats
 from .plan import KEEP, SKIP, Layer, LayerPlan, Plan, Progress, no_progress
-from .rounding import finite_weight, not_quantized, require_unquantized, round_to_nearest
+from .rounding import not_quantized, require_finite, require_unquantized, round_to_nearest
 from .search import search_amax
 from .session import Session
 
@@ -85,7 +85,7 @@ def by_sensitivity(sensitivity: Mapping[str, float]) -> list[str]:
 
 def quantize_layer(layer: Layer, w: torch.Tensor, stats: LayerStats, file_format: FileFormat, grid: Grid) -> LayerPlan:
     """Clip search for one layer; a layer an unscaled cast would hurt is kept where the format allows."""
-    w = finite_weight(layer, w)
+    require_finite(layer, w)
     importance = importance_over_weight(layer.name, layer.shape, stats.importance).to(w.device)
     clip = search_amax(w, importance, grid, scaled=file_format.scaled(layer.kind))
     return round_to_nearest(layer, w, clip.amax, "clip search", file_format, grid)

@@ -10,7 +10,7 @@ from .exclusions import Exclusions
 from .formats import FileFormat
 from .grid import FLOAT8_E4M3FN, Grid
 from .plan import SKIP, Layer, LayerPlan, Plan, Progress, no_progress
-from .rounding import finite_weight, not_quantized, require_unquantized, round_to_nearest
+from .rounding import not_quantized, require_finite, require_unquantized, round_to_nearest
 from .search import largest
 
 METHOD = "nearest"
@@ -41,7 +41,8 @@ def plan_nearest(
         require_unquantized(layer)
         if layer.name in excluded:
             return not_quantized(layer, SKIP, excluded[layer.name])
-        w = finite_weight(layer, read(layer))
+        w = read(layer)
+        require_finite(layer, w)
         return round_to_nearest(layer, w, largest(w), "nearest", file_format, grid)
 
     plans = []

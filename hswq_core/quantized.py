@@ -11,7 +11,7 @@ import torch
 
 from .checkpoint import CHECKPOINT_PREFIX, FileSource
 from .errors import FileError
-from .grid import FLOAT8_E4M3FN
+from .grid import FLOAT8_E4M3FN, NAN_CODE, by_channel, largest_code
 from .header import HEADER_KEY, declared_format
 from .metrics import sqnr_db
 
@@ -70,8 +70,12 @@ class QuantizedFile:
         if scale_key is None:
             return FLOAT8_E4M3FN.dequantize(tensor, None)
         scale = self.source.read(scale_key).to(torch.float32)
-        shape = (-1, *[1] * (tensor.dim() - 1)) if scale.numel() > 1 else ()
-        return FLOAT8_E4M3FN.dequantize(tensor, scale.reshape(shape))
+        return FLOAT8_E4M3FN.dequantize(tensor, by_channel(scale, tensor.dim()))
+
+
+def usable(scales: torch.Tensor) -> torch.Tensor:
+    """Which scales are finite and above 0: any other draws a black picture."""
+    return scales.isfinite() & (scales > 0)
 
 
 def compare(first: QuantizedFile, second: QuantizedFile) -> Iterator[Difference]:
@@ -127,8 +131,8 @@ def findings(path: Path) -> Iterator[str]:
 
 
 def _weight_findings(file: QuantizedFile, key: str, *, needs_scale: bool) -> Iterator[str]:
-    codes = file.source.read(key).view(torch.uint8)
-    if bool(((codes & 0x7F) == 0x7F).any()):
+    codes = file.source.read(key)
+    if largest_code(codes) == NAN_CODE:
         yield f"{key}: NaN codes"
     scale_key = file.scale_key(key)
     if scale_key is None:
@@ -138,7 +142,7 @@ def _weight_findings(file: QuantizedFile, key: str, *, needs_scale: bool) -> Ite
     scale = file.source.read(scale_key).to(torch.float32)
     if scale.numel() not in (1, codes.shape[0]):
         yield f"{scale_key}: shape {tuple(scale.shape)}, expected 1 or {codes.shape[0]} values"
-    if not bool((scale.isfinite() & (scale > 0)).all()):
+    if not bool(usable(scale).all()):
         yield f"{scale_key}: NaN, infinity, zero or a negative number"
 
 

@@ -25,8 +25,8 @@ def require_unquantized(layer: Layer) -> None:
         )
 
 
-def finite_weight(layer: Layer, w: torch.Tensor) -> torch.Tensor:
-    """``w`` as it is. Raises LayerError for NaN or infinity."""
+def require_finite(layer: Layer, w: torch.Tensor) -> None:
+    """Raise LayerError for NaN or infinity."""
     if w.numel() and not math.isfinite(largest(w)):
         raise LayerError(
             f"Layer {layer.name}, weight",
@@ -34,7 +34,6 @@ def finite_weight(layer: Layer, w: torch.Tensor) -> torch.Tensor:
             expected="finite weights",
             remedy="The source file is damaged; download or merge it again.",
         )
-    return w
 
 
 def not_quantized(layer: Layer, action: str, reason: str) -> LayerPlan:

@@ -13,7 +13,7 @@ from .gram import Moments, over_all_inputs
 from .grid import Grid
 from .held import Rows
 from .plan import Layer
-from .rounding import finite_weight
+from .rounding import require_finite
 
 # Damping grows with columns per row: a layer that saw few rows (time and label embeddings see one a picture) is
 # rounded nearly to nearest. On the Flux-layout reference model, 128 states, 0.05 leaves 0.3 to 0.5 dB less error than
@@ -79,7 +79,8 @@ def solve(
     Raises:
         LayerError: a weight with NaN or infinity.
     """
-    w, grid = finite_weight(layer, w).to(torch.float32), encoding.grid
+    require_finite(layer, w)
+    w, grid = w.to(torch.float32), encoding.grid
     scale = encoding.scale(w, layer.kind)
     # In units of the scale: rows of a weight do not know of each other, so that each may have its own.
     unit = torch.ones((), device=w.device) if scale is None else scale

@@ -11,13 +11,13 @@ import comfy.model_detection
 import torch
 
 from ..hswq_core import FLOAT8_E4M3FN, FileError, declared_format
-from ..hswq_core.quantized import SCALE_SUFFIXES
+from ..hswq_core.grid import LARGEST_CODE, largest_code
+from ..hswq_core.quantized import SCALE_SUFFIXES, usable
 
 SCALE, INPUT_SCALE, MARKER = "weight_scale", "input_scale", "comfy_quant"
 INPUT_SCALE_SUFFIXES = (INPUT_SCALE, "scale_input")
 LEGACY_MARKER = "scaled_fp8"
 REMEDY = "The file is damaged or of another kind: convert or download it again, or try a stock loader."
-LARGEST_CODE = 0x7E
 
 
 def key_prefix(state: Mapping[str, Any]) -> str:
@@ -100,7 +100,7 @@ class _File:
         bare = [layer for layer in layers if f"{layer}{SCALE}" not in self.state]
         lost = bare if self.declared == "v2" else []
         if self.declared is None and len(bare) < len(layers):
-            lost = [layer for layer in bare if _reaches_largest_code(self.state[f"{layer}weight"])]
+            lost = [layer for layer in bare if largest_code(self.state[f"{layer}weight"]) >= LARGEST_CODE]
         if lost:
             raise self._bad(f"{lost[0]}{SCALE}", "no such key", "a scale, as other FP8 weights of the file have")
 
@@ -133,7 +133,7 @@ class _File:
         if not self.scales:
             return
         values = torch.cat([scale.reshape(-1).to(torch.float32) for scale in self.scales.values()])
-        wrong = ~(values.isfinite() & (values > 0))
+        wrong = ~usable(values)
         if wrong.any():
             keys = [key for key, scale in self.scales.items() for _ in range(scale.numel())]
             key = keys[int(wrong.nonzero()[0])]
@@ -141,7 +141,3 @@ class _File:
 
     def _bad(self, key: str, got: str, expected: str) -> FileError:
         return FileError(f"File {self.name}, tensor {key}", got=got, expected=expected, remedy=REMEDY)
-
-
-def _reaches_largest_code(codes: torch.Tensor) -> bool:
-    return bool(((codes.view(torch.uint8) & 0x7F) >= LARGEST_CODE).any())

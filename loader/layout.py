@@ -16,6 +16,7 @@ from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor, get_layout_class, regi
 from comfy_kitchen.tensor.base import BaseLayoutParams, QuantizedLayout
 
 from ..hswq_core import FLOAT8_E4M3FN
+from ..hswq_core.grid import by_channel
 from ..hswq_core.search import largest_of_channels
 
 LAYOUT = "HSWQFloat8Layout"
@@ -87,8 +88,7 @@ def quantized_weight(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtyp
         dtype: what ``dequantize`` returns.
     """
     per_channel = scale.numel() > 1
-    view = (-1, *[1] * (codes.dim() - 1)) if per_channel else ()
-    scale = scale.to(torch.float32).reshape(view).to(codes.device)
+    scale = by_channel(scale.to(torch.float32), codes.dim()).to(codes.device)
     layout = HSWQFloat8ChannelLayout if per_channel else HSWQFloat8Layout
     name = LAYOUT_PER_CHANNEL if per_channel else LAYOUT
     params = layout.Params(scale=scale, orig_dtype=dtype, orig_shape=tuple(codes.shape))

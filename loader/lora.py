@@ -86,8 +86,13 @@ def _moved(value: Any, device: torch.device | None, sizes: list[int]) -> Any:
 
 
 class Float8Patcher:
-    """Mixed into a ModelPatcher class: what every model of HSWQ Loader needs beyond the stock one."""
+    """Mixed into a ModelPatcher class: what every model of HSWQ Loader needs beyond the stock one.
 
+    Attributes:
+        mixin: this class or the one below, whichever was mixed in.
+    """
+
+    mixin: type
     model: Any
     patches: dict[str, list[tuple[Any, ...]]]
     backup: dict[str, Any]
@@ -116,7 +121,7 @@ class Float8Patcher:
 
     def clone(self, *args: Any, **kwargs: Any) -> Any:
         """Clones stay of this kind, also where ComfyUI makes a plain ModelPatcher of a dynamic one."""
-        return _mixed(super().clone(*args, **kwargs), type(self).__bases__[0])  # type: ignore[misc]
+        return _mixed(super().clone(*args, **kwargs), self.mixin)  # type: ignore[misc]
 
 
 class ExactLora(Float8Patcher):
@@ -220,5 +225,5 @@ def _mixed(patcher: Any, mixin: type) -> Any:
     kind = type(patcher)
     if not issubclass(kind, Float8Patcher):
         name = f"{mixin.__name__}{kind.__name__}"
-        patcher.__class__ = _classes.setdefault((mixin, kind), type(name, (mixin, kind), {}))
+        patcher.__class__ = _classes.setdefault((mixin, kind), type(name, (mixin, kind), {"mixin": mixin}))
     return patcher

@@ -120,10 +120,10 @@ class Float8Weight:
 
     def _multiplies_float8(self) -> bool:
         """As ComfyUI decides: LoRAs, a compute dtype that was asked for, or channels' own scales want the long way."""
-        possible = self.fast and self._input_scale is not None and self.layout_type == LAYOUT
-        forced = getattr(self, "comfy_force_cast_weights", False)
+        if not self.fast or self._input_scale is None or self.layout_type != LAYOUT:
+            return False
         patched = self.weight_function or self.bias_function or getattr(self, "weight_lowvram_function", None)
-        return possible and not forced and not patched
+        return not patched and not getattr(self, "comfy_force_cast_weights", False)
 
     def convert_weight(self, weight: Any, **_: Any) -> torch.Tensor:
         """ModelPatcher's hook before it patches a weight."""

@@ -11,6 +11,7 @@ import comfy.utils
 import torch
 
 from ..hswq_core import QUANTIZE, FileError, FileFormat, FileSource, Plan
+from ..hswq_core.quantized import usable
 from .keys import key_prefix, normalize_keys
 from .model import is_quantized, layer_modules
 from .open import operations_for
@@ -83,7 +84,7 @@ def _require_scaled(path: Path, name: str, weight: Any, scale: torch.Tensor | No
 
 
 def _require_usable(path: Path, name: str, what: str, scale: torch.Tensor | None) -> None:
-    if scale is None or not bool((scale.isfinite() & (scale > 0)).all()):
+    if scale is None or not bool(usable(scale).all()):
         raise _refused(path, f"layer {name} with {what} {None if scale is None else scale.tolist()}")
 
 

@@ -12,7 +12,7 @@ from reference_models.architectures import Reference, register
 from reference_models.prompts import calibration_prompts
 from reference_models.sampling import BATCH, draw
 from rig import pack
-from rig.inprocess import load_comfy, load_model
+from rig.inprocess import load_comfy, load_model, open_fp8
 
 SESSION_SAVE_EVERY = 1000
 
@@ -126,8 +126,5 @@ def open_fast(path: Path) -> Any:
 
 def open_hswq(path: Path, **options: Any) -> Any:
     """By HSWQ Diffusion Model Loader."""
-    from hswq.loader.open import open_diffusion_model
-    from hswq.loader.opening import Opening
-
     with torch.inference_mode():
-        return open_diffusion_model(path, Opening(**options))
+        return open_fp8(path, **options)

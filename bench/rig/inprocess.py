@@ -53,6 +53,14 @@ def load_model(path: Path, **model_options: Any) -> Any:
     return comfy.sd.load_diffusion_model(str(path), model_options=model_options)
 
 
+def open_fp8(path: Path, **options: Any) -> Any:
+    """The diffusion model of a file through HSWQ Diffusion Model Loader: a ModelPatcher."""
+    from hswq.loader.open import open_diffusion_model
+    from hswq.loader.opening import Opening
+
+    return open_diffusion_model(path, Opening(**options))
+
+
 def conditioning(width: int, pooled: int = 0, tokens: int = 8, seed: int = 1) -> list[Any]:
     """Random CONDITIONING: context [1, tokens, width] and, unless 0, a pooled vector [1, pooled]."""
     rng = torch.Generator().manual_seed(seed)

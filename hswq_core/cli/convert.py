@@ -11,6 +11,7 @@ from pathlib import Path
 from ..atomic import require_writable
 from ..convert import report, write_plan
 from ..errors import HSWQError, SettingError
+from ..exclusions import Exclusions
 from ..file_model import FileModel
 from ..formats import FileFormat, format_named
 from ..hswq import check_keep_ratio, plan_hswq
@@ -35,7 +36,6 @@ class Wish:
     """
 
     file_format: FileFormat
-    method: str
     keep_ratio: float
     session: Session | None
     folder: Path | None
@@ -43,10 +43,20 @@ class Wish:
 
     def plan(self, model: FileModel, progress: Progress) -> Plan:
         """Decide about every layer."""
-        settings = {"exclusions": model.exclusions, "file_format": self.file_format, "progress": progress}
+        exclusions = Exclusions(model.family)
         if self.session is None:
-            return plan_nearest(model.layers, model.read, **settings)  # type: ignore[arg-type]
-        return plan_hswq(model.layers, self.session, model.read, keep_ratio=self.keep_ratio, **settings)  # type: ignore[arg-type]
+            return plan_nearest(
+                model.layers, model.read, exclusions=exclusions, file_format=self.file_format, progress=progress
+            )
+        return plan_hswq(
+            model.layers,
+            self.session,
+            model.read,
+            exclusions=exclusions,
+            file_format=self.file_format,
+            keep_ratio=self.keep_ratio,
+            progress=progress,
+        )
 
     def target(self, model: FileModel) -> Path:
         """A free name."""
@@ -88,7 +98,7 @@ def _wish(options: argparse.Namespace) -> Wish:
         session = load_session(options.session)
         session.require_statistics(f"Session {options.session.name}")
     ratio = check_keep_ratio(options.keep_ratio)
-    return Wish(format_named(options.format), options.method, ratio, session, options.output, options.dry_run)
+    return Wish(format_named(options.format), ratio, session, options.output, options.dry_run)
 
 
 def _one(path: Path, wish: Wish) -> None:

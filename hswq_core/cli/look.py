@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -38,14 +39,25 @@ def inspect(options: argparse.Namespace) -> bool:
 def compare(options: argparse.Namespace) -> bool:
     """SQNR of each weight, the worst first."""
     found = list(differences(QuantizedFile(options.original), QuantizedFile(options.converted)))
+    found.sort(key=lambda d: -math.inf if d.sqnr_db is None else d.sqnr_db)
     rows = [
-        {"weight": d.key, "was": _name(d.dtypes[0]), "is": _name(d.dtypes[1]), "SQNR, dB": d.sqnr_db} for d in found
+        {
+            "weight": d.key,
+            "was": _name(d.dtypes[0]),
+            "is": _name(d.dtypes[1]),
+            "SQNR, dB": "another shape" if d.sqnr_db is None else d.sqnr_db,
+        }
+        for d in found
     ]
-    rows.sort(key=lambda row: float("-inf") if row["SQNR, dB"] is None else row["SQNR, dB"])
-    changed = [d.sqnr_db for d in found if d.sqnr_db is not None and d.sqnr_db != float("inf")]
-    mean = f", mean SQNR of those that changed {sum(changed) / len(changed):.1f} dB" if changed else ""
-    _show(f"{len(found)} weights, {len(found) - len(changed)} equal{mean}", rows, as_json=options.json)
-    return all(d.sqnr_db is not None for d in found)
+    same_shape = [d.sqnr_db for d in found if d.sqnr_db is not None]
+    changed = [sqnr for sqnr in same_shape if sqnr != math.inf]
+    summary = f"{len(found)} weights, {len(same_shape) - len(changed)} equal"
+    if len(same_shape) < len(found):
+        summary += f", {len(found) - len(same_shape)} of another shape"
+    if changed:
+        summary += f", mean SQNR of those that changed {sum(changed) / len(changed):.1f} dB"
+    _show(summary, rows, as_json=options.json)
+    return len(same_shape) == len(found)
 
 
 def verify(options: argparse.Namespace) -> bool:
@@ -102,7 +114,7 @@ def _name(dtype: object) -> str:
 def _show(summary: str, rows: Sequence[Row], *, as_json: bool) -> None:
     """On stdout, which is for results; everything else goes to stderr."""
     if as_json:
-        safe = [{key: None if value == float("inf") else value for key, value in row.items()} for row in rows]
+        safe = [{key: None if value == math.inf else value for key, value in row.items()} for row in rows]
         sys.stdout.write(json.dumps({"summary": summary, "rows": safe}, indent=1) + "\n")
         return
     lines = [[str(key) for key in rows[0]], *([_cell(value) for value in row.values()] for row in rows)] if rows else []

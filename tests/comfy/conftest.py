@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from hswq.hswq_core import FLOAT8_E4M3FN, FileSource
-from rig import tiny
+from hswq.hswq_core.grid import by_channel
+from rig import inprocess, tiny
 from safetensors.torch import save_file
 
 PREFIX = "model.diffusion_model."
@@ -35,7 +36,7 @@ class Converted:
         file, stem = FileSource(self.path), f"{self.prefix}{name}."
         scale = next((file.read(stem + s) for s in ("scale", "weight_scale") if stem + s in file.entries), None)
         codes = file.read(f"{stem}weight")
-        return FLOAT8_E4M3FN.dequantize(codes, _broadcast(scale, codes))
+        return FLOAT8_E4M3FN.dequantize(codes, None if scale is None else by_channel(scale, codes.dim()))
 
     @property
     def quantized(self) -> list[str]:
@@ -44,7 +45,7 @@ class Converted:
 
     def open(self, **options: Any) -> Any:
         """By HSWQ Diffusion Model Loader."""
-        return opened(self.path, **options)
+        return inprocess.open_fp8(self.path, **options)
 
     def open_twin(self) -> Any:
         """The stock loader's model of the same weights, dequantized by core, all in float32."""
@@ -59,18 +60,6 @@ class Converted:
                     state.pop(f"{stem}{suffix}", None)
             save_file({k: t.float().contiguous() if t.is_floating_point() else t for k, t in state.items()}, twin)
         return self.comfy.load_model(twin)
-
-
-def _broadcast(scale: torch.Tensor | None, codes: torch.Tensor) -> torch.Tensor | None:
-    return scale if scale is None or scale.numel() == 1 else scale.reshape(-1, *[1] * (codes.dim() - 1))
-
-
-def opened(path: Path, **options: Any) -> Any:
-    """By HSWQ Diffusion Model Loader."""
-    from hswq.loader.open import open_diffusion_model
-    from hswq.loader.opening import Opening
-
-    return open_diffusion_model(path, Opening(**options))
 
 
 def modules(model: Any) -> dict[str, Any]:
@@ -92,7 +81,7 @@ def run_node(module: str, name: str, **inputs: Any) -> Any:
 @pytest.fixture(scope="session")
 def tools() -> Any:
     """The helpers of this file, for tests: opened, modules, run_node."""
-    return SimpleNamespace(opened=opened, modules=modules, run_node=run_node)
+    return SimpleNamespace(opened=inprocess.open_fp8, modules=modules, run_node=run_node)
 
 
 @pytest.fixture(scope="session")

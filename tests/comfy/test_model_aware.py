@@ -26,7 +26,7 @@ from hswq.hswq_core.states import load_states
 from reference_models.architectures import REFERENCES
 from reference_models.prompts import calibration_prompts
 from reference_models.sampling import draw
-from rig.inprocess import load_model
+from rig.inprocess import load_model, open_fp8
 
 pytestmark = pytest.mark.comfy
 
@@ -487,15 +487,12 @@ def test_states_add_up_over_runs_and_stay_with_their_model(calibrated_model, job
 
 
 def test_a_scale_a_channel_opens_in_hswq_loader(job, states, outcomes, monkeypatch, tmp_path):
-    from hswq.loader.open import open_diffusion_model
-    from hswq.loader.opening import Opening
-
     whole = outcomes("v2", 3.0)
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "channel.work")
     outcome = planned(job, states, granularity="channel")
     assert outcome.errors["model_aware"] < 1.2 * whole.errors["model_aware"]
     done, _ = job.write(job.target("channel", "v2", ""), outcome.plan, no_progress, outcome.solutions)
-    file, opened = FileSource(done.path), open_diffusion_model(done.path, Opening())
+    file, opened = FileSource(done.path), open_fp8(done.path)
     modules = dict(opened.model.diffusion_model.named_modules())
     quantized = [layer for layer in outcome.plan.layers if layer.action == QUANTIZE]
     assert quantized

@@ -216,10 +216,8 @@ pack.alias()
 import torch
 torch.set_num_threads(2)
 from pathlib import Path
-from hswq.loader.open import open_diffusion_model
-from hswq.loader.opening import Opening
 with torch.inference_mode():
-    model = open_diffusion_model(Path(sys.argv[1]), Opening())
+    model = inprocess.open_fp8(Path(sys.argv[1]))
     drawn = inprocess.sample(model)
     kept = {str(m.weight.dtype) for m in model.model.diffusion_model.modules() if type(m).__name__ == "Linear"
             and not m.layout_type}

@@ -227,6 +227,16 @@ def test_compare_gives_the_sqnr_of_each_weight(model, capsys):
     assert table[-1].startswith("6 weights, 3 equal, mean SQNR of those that changed 31")
 
 
+def test_compare_tells_another_shape_from_equal(model, tmp_path, capsys):
+    state = load_file(model)
+    key = f"{PREFIX}label_emb.0.0.weight"
+    save_file(state | {key: state[key][:8].contiguous()}, tmp_path / "cut.safetensors")
+    assert run("-q", "compare", model, tmp_path / "cut.safetensors") == 1
+    table = capsys.readouterr().out.splitlines()
+    assert table[1].split(maxsplit=3) == [key, "float16", "float16", "another shape"]
+    assert table[-1] == "6 weights, 5 equal, 1 of another shape"
+
+
 class TestVerify:
     @pytest.fixture
     def made(self, model) -> Path:
