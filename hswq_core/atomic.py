@@ -1,7 +1,13 @@
-"""Files appear whole or not at all: temporary name in the same folder, fsync, rename."""
+"""Files appear whole or not at all: temporary name in the same folder, fsync, rename.
+
+A process that is killed leaves its temporary file behind; the next that writes the same file removes it. Who still
+writes holds a lock on it, which the system takes away with the process.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import shutil
 import tempfile
@@ -10,6 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import FileError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # ComfyUI's loaders list files by extension; this one they ignore.
 TEMPORARY_SUFFIX = ".tmp"
@@ -24,11 +35,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
-    os.close(handle)
     temporary = Path(name)
+    locked = _lock(handle)
     try:
         yield temporary
         _sync(temporary)
@@ -40,6 +52,31 @@ def atomic_file(path: Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+        if locked:
+            os.close(handle)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Temporary files of ``path`` that nobody writes any more."""
+    for file in path.parent.glob(f"{glob.escape(path.name)}.????????{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(OSError):  # gone: another process was faster
+            handle = os.open(file, os.O_RDWR)
+            if _lock(handle):
+                file.unlink()
+                os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Take an open file for this process alone until it is closed; closes it if that cannot be.
+
+    Network drives may have no locks, and Windows removes no file that is open: there nothing is cleared away.
+    """
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    os.close(handle)
+    return False
 
 
 def require_writable(folder: Path) -> None:

@@ -1,7 +1,5 @@
-"""Checkpoints on disk: a readable source of tensors, and the only writer of a file.
+"""Checkpoints on disk as a readable source of tensors.
 
-The writer streams: the header is computed beforehand from dtypes and shapes, then one tensor at a time is
-produced and written, so that memory holds one layer and never the model.
 safetensors layout: uint64 little-endian header length, JSON header (padded with spaces to 8 bytes), data.
 """
 
@@ -11,8 +9,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +17,6 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .atomic import atomic_file, require_space
 from .errors import FileError
 
 # torch dtype <-> safetensors name; the reverse view is derived, so that the two cannot drift.
@@ -43,7 +39,6 @@ METADATA_KEY = "__metadata__"
 # Of a diffusion model's keys: in whole checkpoints, and as training tools save them.
 CHECKPOINT_PREFIX = "model.diffusion_model."
 PREFIXES = (CHECKPOINT_PREFIX, "diffusion_model.")
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
 @dataclass(frozen=True)
@@ -68,15 +63,6 @@ class TensorSource(Protocol):
 
     def read(self, key: str) -> torch.Tensor:
         """The tensor ``key`` as ``entries[key]`` describes it."""
-
-
-@dataclass(frozen=True)
-class OutputTensor:
-    """A tensor to be written: described now, produced when its turn comes."""
-
-    key: str
-    info: TensorInfo
-    produce: Callable[[], torch.Tensor]
 
 
 class FileSource:
@@ -149,91 +135,3 @@ def source_hash(source: TensorSource) -> str:
     lines = [f"{key} {info.dtype} {info.shape}" for key, info in source.entries.items()]
     lines += [f"{key}={value}" for key, value in sorted(source.metadata.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def build_header(tensors: Iterable[OutputTensor], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON header of a file that holds ``tensors`` back to back in this order."""
-    header: dict[str, object] = {METADATA_KEY: dict(metadata)} if metadata else {}
-    offset = 0
-    for tensor in tensors:
-        if tensor.key in header or tensor.key == METADATA_KEY:
-            raise FileError("Output file", got=f"{tensor.key} twice", expected="every key once", remedy="Report this.")
-        end = offset + tensor.info.nbytes
-        header[tensor.key] = {
-            "dtype": DTYPE_NAMES[tensor.info.dtype],
-            "shape": list(tensor.info.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER_BYTES:
-        raise FileError(
-            "Output file, header", got=f"{len(text)} bytes", expected=f"≤ {MAX_HEADER_BYTES}", remedy="Report this."
-        )
-    return struct.pack("<Q", len(text)) + text
-
-
-def write_checkpoint(
-    path: Path,
-    tensors: list[OutputTensor],
-    metadata: Mapping[str, str],
-    *,
-    progress: Callable[[str, int, int], None],
-    check: Callable[[Path], None] | None = None,
-) -> int:
-    """Write atomically, tensor by tensor.
-
-    Args:
-        path: final name; nothing appears there unless everything was written and ``check`` passed.
-        progress: (what, bytes done, bytes in all) before each tensor; may raise to cancel.
-        check: called with the finished temporary file before it gets its name; raises to refuse it.
-
-    Returns:
-        Size of the file in bytes.
-
-    Raises:
-        FileError: unwritable folder, full disk, or a tensor that is not what it was announced to be.
-    """
-    header = build_header(tensors, metadata)
-    total = sum(tensor.info.nbytes for tensor in tensors)
-    require_space(path.parent, len(header) + total)
-    with atomic_file(path) as temporary:
-        done = 0
-        with temporary.open("wb") as file:
-            file.write(header)
-            for tensor in tensors:
-                progress(f"Writing {tensor.key}", done, total)
-                file.write(_bytes(tensor))
-                done += tensor.info.nbytes
-        if check is not None:
-            with _reading(f"File {path.name}, written and read again"):
-                check(temporary)
-        return temporary.stat().st_size
-
-
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """An OSError inside is one of reading: the writer around would take it for a full disk."""
-    try:
-        yield
-    except OSError as error:
-        raise FileError(
-            what,
-            got=f"{type(error).__name__}: {error}",
-            expected="to be able to read it",
-            remedy="Check the drive it is on, then convert again.",
-        ) from error
-
-
-def _bytes(tensor: OutputTensor) -> memoryview:
-    with _reading(f"Source of tensor {tensor.key}"):
-        data = tensor.produce().detach().to("cpu").contiguous()
-    if data.dtype != tensor.info.dtype or tuple(data.shape) != tensor.info.shape:
-        raise FileError(
-            f"Output tensor {tensor.key}",
-            got=f"{data.dtype} {tuple(data.shape)}",
-            expected=f"{tensor.info.dtype} {tensor.info.shape}",
-            remedy="The source changed while it was read; convert again.",
-        )
-    return data.reshape(-1).view(torch.uint8).numpy().data if data.numel() else memoryview(b"")

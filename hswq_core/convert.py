@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .atomic import atomic_file
-from .checkpoint import OutputTensor, TensorInfo, TensorSource, write_checkpoint
+from .checkpoint import TensorInfo, TensorSource
 from .errors import LayerError
 from .formats import FileFormat, format_named
 from .grid import GRIDS
@@ -19,6 +19,7 @@ from .observer import LAYER_KINDS
 from .plan import KEEP, QUANTIZE, Layer, LayerPlan, Plan, Progress, no_progress
 from .session import Session
 from .solve import Solution
+from .writing import OutputTensor, write_checkpoint
 
 PLAN_SUFFIX = ".plan.json"
 NONE: Mapping[str, Solution] = {}

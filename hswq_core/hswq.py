@@ -13,7 +13,7 @@ from .formats import FileFormat
 from .grid import FLOAT8_E4M3FN, Grid
 from .importance import importance_over_weight
 from .observer import LayerStats
-from .plan import KEEP, SKIP, Layer, LayerPlan, Plan, Progress, no_progress
+from .plan import KEEP, SKIP, Layer, LayerPlan, Plan, Progress, each_of, no_progress
 from .rounding import not_quantized, require_finite, require_unquantized, round_to_nearest
 from .search import search_amax
 from .session import Session
@@ -46,7 +46,7 @@ def plan_hswq(
         session: statistics of the same model.
         read: the weight of a layer, any device.
         keep_ratio: share of the eligible layers kept in 16 bits, int(n · keep_ratio) of largest sensitivity.
-        progress: called as (what, done, total) before each layer; may raise to cancel.
+        progress: called as (what, bytes done, bytes in all) before each layer; may raise to cancel.
 
     Raises:
         LayerError: a layer without statistics, or already in FP8.
@@ -58,8 +58,7 @@ def plan_hswq(
     eligible = [layer.name for layer in layers if layer.name not in excluded]
     kept = keep_by_sensitivity({name: stats[name].sensitivity for name in eligible}, keep_ratio)
     plans = []
-    for i, layer in enumerate(layers):
-        progress(f"Searching {layer.name}", i, len(layers))
+    for layer in each_of(layers, "Searching", progress):
         if layer.name in excluded:
             decided = not_quantized(layer, SKIP, excluded[layer.name])
         elif layer.name in kept:

@@ -9,7 +9,7 @@ import torch
 from .exclusions import Exclusions
 from .formats import FileFormat
 from .grid import FLOAT8_E4M3FN, Grid
-from .plan import SKIP, Layer, LayerPlan, Plan, Progress, no_progress
+from .plan import SKIP, Layer, LayerPlan, Plan, Progress, each_of, no_progress
 from .rounding import not_quantized, require_finite, require_unquantized, round_to_nearest
 from .search import largest
 
@@ -30,7 +30,7 @@ def plan_nearest(
     Args:
         layers: every Linear and Conv2d of the model, in model order.
         read: the weight of a layer, any device.
-        progress: called as (what, done, total) before each layer; may raise to cancel.
+        progress: called as (what, bytes done, bytes in all) before each layer; may raise to cancel.
 
     Raises:
         LayerError: a layer already in FP8, or with NaN or infinity.
@@ -45,10 +45,7 @@ def plan_nearest(
         require_finite(layer, w)
         return round_to_nearest(layer, w, largest(w), "nearest", file_format, grid)
 
-    plans = []
-    for i, layer in enumerate(layers):
-        progress(f"Rounding {layer.name}", i, len(layers))
-        plans.append(decide(layer))
-    plan = Plan(file_format.name, METHOD, "0", exclusions.family.name, grid.name, tuple(plans))
+    plans = tuple(decide(layer) for layer in each_of(layers, "Rounding", progress))
+    plan = Plan(file_format.name, METHOD, "0", exclusions.family.name, grid.name, plans)
     plan.require_closed(len(layers))
     return plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -45,6 +45,20 @@ class Layer:
     def weights(self) -> int:
         """Number of weight elements."""
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight in the source."""
+        return self.weights * self.dtype.itemsize
+
+
+def each_of(layers: Sequence[Layer], what: str, progress: Progress) -> Iterator[Layer]:
+    """The layers in order, each announced as (``what`` and its name, bytes of weights done, bytes in all)."""
+    done, total = 0, sum(layer.nbytes for layer in layers)
+    for layer in layers:
+        progress(f"{what} {layer.name}", done, total)
+        yield layer
+        done += layer.nbytes
 
 
 @dataclass(frozen=True)

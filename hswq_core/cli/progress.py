@@ -1,4 +1,4 @@
-"""The converter's progress as a bar on a terminal."""
+"""The converter's progress as a bar on a terminal: bytes, their speed, and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from tqdm import tqdm
 
 from ..plan import Progress
 
-# A total of so much is one of bytes, not of layers.
-BYTES = 10**6
-
 
 @contextmanager
 def bar() -> Iterator[Progress]:
-    """A progress callback, (what, done, total): one bar for each stage, which is the first word of ``what``."""
+    """A progress callback, (what, bytes done, bytes in all): one bar for each stage, which is the first word of ``what``."""
     hidden = not logging.getLogger("hswq").isEnabledFor(logging.INFO)
     shown: tqdm[None] | None = None
     stage = ""
@@ -27,8 +24,8 @@ def bar() -> Iterator[Progress]:
         if shown is None or first != stage:
             if shown is not None:
                 shown.close()
-            unit = {"unit": "B", "unit_scale": True} if total >= BYTES else {"unit": " layers"}
-            stage, shown = first, tqdm(total=total, desc=first, disable=hidden or None, leave=False, **unit)
+            stage = first
+            shown = tqdm(total=total, desc=first, unit="B", unit_scale=True, disable=hidden or None, leave=False)
         shown.update(done - shown.n)
 
     try:

@@ -4,11 +4,14 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hswq.hswq_core import FileError, atomic
 from hswq.hswq_core.atomic import atomic_file, require_space, require_writable
+from rig import pack
 
 
 def names(folder: Path) -> list[str]:
@@ -117,3 +120,50 @@ def test_a_disk_with_too_little_room_is_named_before_anything_is_written(tmp_pat
     with pytest.raises(FileError, match=r"MB free, expected [\d,]+ MB for the new file.*Make room"):
         require_space(tmp_path / "not" / "yet", free + 10**12)
     assert names(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {bench!r})
+from rig import pack
+pack.alias()
+from pathlib import Path
+from hswq.hswq_core.atomic import atomic_file
+with atomic_file(Path({path!r})) as temporary:
+    temporary.write_bytes(b"half")
+    print(temporary, flush=True)
+    {then}
+"""
+
+
+def start(path: Path, then: str) -> subprocess.Popen[str]:
+    code = KILLED.format(bench=str(pack.ROOT / "bench"), path=str(path), then=then)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no open file, and has no flock")
+def test_what_a_killed_process_left_goes_with_the_next_file_of_that_name(tmp_path):
+    path = tmp_path / "model [1].safetensors"
+    killed = start(path, "os.kill(os.getpid(), signal.SIGKILL)")
+    left = Path(killed.communicate()[0].strip())
+    assert left.read_bytes() == b"half"
+    (tmp_path / "other.safetensors.abcdefgh.tmp").write_bytes(b"of another file")
+    with atomic_file(path) as temporary:
+        assert not left.exists()
+        temporary.write_bytes(b"whole")
+    assert names(tmp_path) == ["model [1].safetensors", "other.safetensors.abcdefgh.tmp"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no open file, and has no flock")
+def test_what_another_process_still_writes_stays(tmp_path):
+    path = tmp_path / "session.pt"
+    other = start(path, "sys.stdin.readline()")
+    theirs = Path(other.stdout.readline().strip())
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"ours")
+    assert theirs.read_bytes() == b"half"
+    assert path.read_bytes() == b"ours"
+    other.communicate("go on\n")
+    assert other.returncode == 0
+    assert path.read_bytes() == b"half"
+    assert names(tmp_path) == ["session.pt"]

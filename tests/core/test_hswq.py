@@ -356,17 +356,17 @@ def test_importance_of_another_length_is_an_error_that_names_the_layer(ten):
 # Progress
 
 
-def test_progress_is_told_every_layer_and_may_cancel(ten):
-    seen = []
+def test_progress_is_told_every_layer_in_bytes_and_may_cancel(ten):
+    seen, size = [], 4 * math.prod(LINEAR)
 
     def cancel_at_4(what: str, done: int, total: int) -> None:
         seen.append((what, done, total))
-        if done == 4:
+        if done == 4 * size:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         ten.plan(progress=cancel_at_4)
-    assert seen == [(f"Searching l{i}", i, 10) for i in range(5)]
+    assert seen == [(f"Searching l{i}", i * size, 10 * size) for i in range(5)]
     assert ten.read == ["l0", "l1", "l2", "l3"]
 
 
