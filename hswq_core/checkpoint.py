@@ -68,12 +68,16 @@ class TensorSource(Protocol):
 class FileSource:
     """A ``.safetensors`` file, read tensor by tensor.
 
+    Args:
+        path: the file.
+        device: where tensors are given.
+
     Raises:
         FileError: not a readable safetensors file, or a dtype torch does not know.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        self.path, self._device = path, device
         self.name = path.stem
         self.metadata: Mapping[str, str]
         self.entries: Mapping[str, TensorInfo]
@@ -81,9 +85,9 @@ class FileSource:
         self._file = safe_open(path, framework="pt", device="cpu")
 
     def read(self, key: str) -> torch.Tensor:
-        """The tensor on the CPU."""
+        """The tensor, on the device."""
         tensor: torch.Tensor = self._file.get_tensor(key)
-        return tensor
+        return tensor.to(self._device)
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:

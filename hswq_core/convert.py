@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import torch
 from .atomic import atomic_file
 from .checkpoint import TensorInfo, TensorSource
 from .errors import LayerError
-from .formats import FileFormat, format_named
+from .families import GENERIC, Family, family_named
+from .formats import FileFormat, format_for, format_named
 from .grid import GRIDS
 from .header import header_metadata
 from .observer import LAYER_KINDS
@@ -127,6 +128,21 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What a method decided.
+
+    Attributes:
+        plan: which layer is kept or quantized.
+        solutions: codes of the layers the method rounded itself.
+        notes: lines for the report.
+    """
+
+    plan: Plan
+    solutions: Mapping[str, Solution] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Conversion:
     """A finished file.
 
@@ -168,7 +184,8 @@ def write_plan(
 
 def report(done: Conversion, session: Session | None) -> str:
     """Text for the node and the log: size, accounting, worst layer, and where the file opens."""
-    plan, row = done.plan, format_named(done.plan.file_format)
+    plan, family = done.plan, family_named(done.plan.family)
+    row = format_for(format_named(plan.file_format), family)
     lines = [
         f"{done.path.name}",
         f"{plan.family}, {row.name}, method {plan.method} {plan.budget}, {_measured(session)}",
@@ -177,7 +194,7 @@ def report(done: Conversion, session: Session | None) -> str:
         *_kept_lines(plan),
         *_worst_lines(plan),
         f"Opens in: {row.opens_in}.",
-        *_warnings(plan, row),
+        *_warnings(row, family),
     ]
     return "\n".join(lines)
 
@@ -199,13 +216,15 @@ def _worst_lines(plan: Plan) -> list[str]:
     return [f"weight SQNR: mean {sum(values) / len(values):.1f} dB, worst {worst.sqnr_db:.1f} dB ({worst.name})"]
 
 
-def _warnings(plan: Plan, row: FileFormat) -> list[str]:
+def _warnings(row: FileFormat, family: Family) -> list[str]:
     notes = []
-    if row.name == "v1":
+    if row.name == "v1" and not family.text_encoder:
         notes.append(
             "Stock loaders on cards with FP8 compute turn every layer of a v1 file to FP8, the kept ones too: "
             "open it in HSWQ Loader, or use the comfy format."
         )
-    if plan.family == "generic":
+    if family.text_encoder and not row.scaled_kinds:
+        notes.append("ComfyUI widens it to 16 bits when it loads: half the file, but no less memory.")
+    if family.name == GENERIC.name:
         notes.append("No known model family: all layers were treated alike (generic).")
     return notes

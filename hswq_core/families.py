@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,26 @@ class Family:
         keys: state-dict keys (without the diffusion-model prefix) that together identify it.
         without: keys that must be absent.
         never: layers never quantized.
+        rows: {key: first dimension it must have}, where sizes tell what names do not.
+        text_encoder: opened by Load CLIP, not by loaders of diffusion models.
+        stock_scales: whether ComfyUI's loader of it reads ``weight_scale``; one that does not would run the codes.
     """
 
     name: str
     keys: tuple[str, ...]
     without: tuple[str, ...] = ()
     never: tuple[NeverQuantized, ...] = ()
+    rows: Mapping[str, int] = field(default_factory=dict)
+    text_encoder: bool = False
+    stock_scales: bool = True
+
+    def matches(self, shapes: Mapping[str, Sequence[int]]) -> bool:
+        """Whether a model of these keys and shapes is one of the family."""
+        return (
+            all(key in shapes for key in self.keys)
+            and not any(key in shapes for key in self.without)
+            and all(key in shapes and shapes[key][0] == rows for key, rows in self.rows.items())
+        )
 
     def never_reason(self, layer: str) -> str | None:
         """Why ``layer`` is never quantized, or None."""
@@ -56,6 +70,16 @@ _LUMINA_ENDS = (
     NeverQuantized("x_embedder", "first layer, reads the latent", _DIT_SOURCE),
     NeverQuantized(r"final_layer\.linear", "last layer, writes the prediction", _DIT_SOURCE),
 )
+_TEXT_SOURCE = "convert_to_quant, Clybius' scripts"
+_TOKENS = r"(.*\.)?(shared|(embed_tokens|token_embedding|position_embedding|relative_attention_bias)[^.]*)"
+_TEXT_ENCODER = (
+    NeverQuantized(_TOKENS, "embedding, looked up and not multiplied", _TEXT_SOURCE),
+    NeverQuantized(r"(.*\.)?lm_head", "writes words, unused when encoding", _TEXT_SOURCE),
+    NeverQuantized(r"decoder\..*", "decoder, unused when encoding", _TEXT_SOURCE),
+)
+_SIGHT = NeverQuantized(r"(visual|vision_model|multi_modal_projector)\..*", "sees pictures, reads no text", "guess")
+_T5_FIRST = "encoder.block.0.layer.0.SelfAttention.k.weight"
+_T5_WIDE = "encoder.block.23.layer.1.DenseReluDense.wi_1.weight"
 
 # First match wins. SDXL and SD1.5 share their layout; SDXL alone has the second conditioning vector.
 # Lumina 2 modulates through SiLU then Linear (index 1), Z-Image through a Linear alone (index 0).
@@ -69,6 +93,11 @@ FAMILIES = (
         never=_FLUX_ENDS,
     ),
     Family(
+        "Chroma",
+        ("double_blocks.0.img_attn.qkv.weight", "img_in.weight", "distilled_guidance_layer.in_proj.weight"),
+        never=_FLUX_ENDS,
+    ),
+    Family(
         "Z-Image",
         ("cap_embedder.1.weight", "noise_refiner.0.attention.k_norm.weight", "layers.0.adaLN_modulation.0.weight"),
         never=_LUMINA_ENDS,
@@ -78,20 +107,34 @@ FAMILIES = (
         ("cap_embedder.1.weight", "noise_refiner.0.attention.k_norm.weight", "layers.0.adaLN_modulation.1.weight"),
         never=_LUMINA_ENDS,
     ),
+    # ComfyUI reads scales of T5-XXL and of language models alone (comfy/sd.py: t5xxl_detect, llama_detect).
+    Family("T5-XXL", (_T5_FIRST,), never=_TEXT_ENCODER, rows={_T5_WIDE: 10240}, text_encoder=True),
+    Family("T5", (_T5_FIRST,), never=_TEXT_ENCODER, text_encoder=True, stock_scales=False),
+    Family(
+        "CLIP",
+        ("text_model.encoder.layers.0.mlp.fc1.weight", "text_model.embeddings.token_embedding.weight"),
+        never=_TEXT_ENCODER,
+        text_encoder=True,
+        stock_scales=False,
+    ),
+    # Qwen, Gemma, Mistral, Llama.
+    Family(
+        "language model",
+        ("model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight"),
+        never=(*_TEXT_ENCODER, _SIGHT),
+        text_encoder=True,
+    ),
 )
 GENERIC = Family("generic", ())
 
 
-def detect_family(keys: Collection[str]) -> Family:
-    """The family whose keys are all present; ``GENERIC`` for any other model.
+def detect_family(shapes: Mapping[str, Sequence[int]]) -> Family:
+    """The first family that matches; ``GENERIC`` for any other model.
 
     Args:
-        keys: state-dict keys without the diffusion-model prefix.
+        shapes: {state-dict key without the diffusion-model prefix: shape of the tensor}.
     """
-    for family in FAMILIES:
-        if all(key in keys for key in family.keys) and not any(key in keys for key in family.without):
-            return family
-    return GENERIC
+    return next((family for family in FAMILIES if family.matches(shapes)), GENERIC)
 
 
 def family_named(name: str) -> Family:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from .checkpoint import PREFIXES, FileSource
+from .checkpoint import PREFIXES, FileSource, TensorInfo
 from .convert import source_layers
 from .errors import FileError
 from .families import GENERIC, detect_family
 from .fingerprint import Fingerprint, layout_hash, sample_weights
 from .observer import LAYER_KINDS
 from .plan import Layer
+from .presets import AUTO, PRESETS, Preset, Remaining
 from .session import Session
 
 WEIGHT = ".weight"
@@ -22,7 +24,8 @@ class FileModel:
     """The layers of a ``.safetensors`` file.
 
     Attributes:
-        source: the file.
+        source: the file, without what the preset drops.
+        preset: what was asked for beyond the family's rules.
         prefix: of the diffusion model's keys, "" if it has none.
         family: row of the families table.
         layers: every Linear and Conv2d, in the file's order: by the session's names, else every weight of rank 2 or 4.
@@ -30,6 +33,8 @@ class FileModel:
     Args:
         path: the file.
         session: of this model; None: none is needed.
+        preset: a row of the presets table.
+        device: where weights are worked on.
 
     Raises:
         FileError: not a safetensors file, or no session and no known family to tell layers from other matrices.
@@ -37,12 +42,15 @@ class FileModel:
         LayerError: a layer of the session is not in the file.
     """
 
-    def __init__(self, path: Path, session: Session | None = None) -> None:
-        self.source = FileSource(path)
+    def __init__(
+        self, path: Path, session: Session | None = None, preset: Preset = PRESETS[AUTO], device: str = "cpu"
+    ) -> None:
+        self.preset = preset
+        self.source = Remaining(FileSource(path, device), preset)
         keys = list(self.source.entries)
         self.prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in keys)), "")
-        inner = {key[len(self.prefix) :] for key in keys if key.startswith(self.prefix)}
-        self.family = detect_family(inner)
+        inner = {key[len(self.prefix) :]: self.source.entries[key] for key in keys if key.startswith(self.prefix)}
+        self.family = detect_family({key: info.shape for key, info in inner.items()})
         if session is None and self.family.name == GENERIC.name:
             raise FileError(
                 f"File {path.name}",
@@ -50,19 +58,16 @@ class FileModel:
                 expected="a session, which says what its layers are",
                 remedy="Calibrate the model in ComfyUI and pass the session with --session.",
             )
-        kinds = {name: stats.kind for name, stats in session.layers.items()} if session else self._kinds(inner)
+        kinds = {name: stats.kind for name, stats in session.layers.items()} if session else _kinds(inner)
         self.layers = source_layers(self.source, self.prefix, kinds)
         if session is not None:
             session.fingerprint.require_same(self.fingerprint(), f"File {path.name}")
 
-    def _kinds(self, inner: set[str]) -> dict[str, str]:
-        ranks = {rank: kind for kind, rank in LAYER_KINDS.items()}
-        found = {}
-        for key in inner:
-            rank = len(self.source.entries[f"{self.prefix}{key}"].shape)
-            if key.endswith(WEIGHT) and rank in ranks:
-                found[key[: -len(WEIGHT)]] = ranks[rank]
-        return found
+    def notes(self) -> list[str]:
+        """Lines for the report."""
+        if not self.source.dropped:
+            return []
+        return [f"left out, as preset {self.preset.name} says: {self.source.dropped} tensors"]
 
     def read(self, layer: Layer) -> torch.Tensor:
         """The weight of a layer."""
@@ -73,3 +78,10 @@ class FileModel:
         by_name = {layer.name: layer for layer in self.layers}
         layout = layout_hash({name: (layer.kind, layer.shape) for name, layer in by_name.items()})
         return Fingerprint(layout, sample_weights(by_name, lambda name: self.read(by_name[name])))
+
+
+def _kinds(inner: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """{layer name: kind} of every weight of a layer's rank."""
+    ranks = {rank: kind for kind, rank in LAYER_KINDS.items()}
+    layers = {key: len(info.shape) for key, info in inner.items() if key.endswith(WEIGHT)}
+    return {key[: -len(WEIGHT)]: ranks[rank] for key, rank in layers.items() if rank in ranks}

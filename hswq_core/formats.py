@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .errors import SettingError
+from .families import Family
 from .grid import Grid
 
 # A comfy convolution is stored unscaled only if that costs at most so much SQNR against a scaled one.
@@ -113,3 +114,22 @@ def format_named(name: str) -> FileFormat:
     if name not in FORMATS:
         raise SettingError("format", got=repr(name), expected=" or ".join(FORMATS), remedy="Choose one of them.")
     return FORMATS[name]
+
+
+def format_for(row: FileFormat, family: Family) -> FileFormat:
+    """A format as the loaders of a family read it.
+
+    Raises:
+        SettingError: none of them opens it.
+    """
+    if not family.text_encoder:
+        return row
+    if row.name == "v2":
+        raise SettingError(
+            "format",
+            got=f"{row.name} for a text encoder ({family.name})",
+            expected="comfy or v1",
+            remedy="Choose comfy: HSWQ Loader opens diffusion models, ComfyUI's Load CLIP opens text encoders.",
+        )
+    kinds = row.scaled_kinds if family.stock_scales else frozenset()
+    return replace(row, scaled_kinds=kinds, opens_in="stock Load CLIP")

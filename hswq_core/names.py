@@ -85,6 +85,6 @@ def _short_enough(path: Path) -> Path:
     return path
 
 
-def describe(calls: int, budget: str, file_format: str) -> str:
-    """The published habit's tail: ``hswq_r<calls>_<budget>_<format>``, e.g. ``hswq_r40_0.25_v2``."""
-    return f"hswq_r{calls}_{budget}_{file_format}"
+def describe(calls: int, budget: str) -> str:
+    """The published habit's tail, before the format: ``hswq_r<calls>_<budget>``, e.g. ``hswq_r40_0.25``."""
+    return f"hswq_r{calls}_{budget}"

@@ -81,7 +81,7 @@ class Job:
 
     def target(self, budget: str, file_format: str, prefix: str) -> Path:
         """A file name of its own in the folder stock loaders look in. Raises FileError if it is not writable."""
-        name = f"{self.source.name}_{describe(self.session.calls, budget, file_format)}"
+        name = f"{self.source.name}_{describe(self.session.calls, budget)}_{file_format}"
         target = output_path(output_folder(whole=self.source.whole), prefix, name)
         require_writable(target.parent)
         return target

@@ -84,9 +84,9 @@ def inspect_model(patcher: Any) -> ModelInfo:
     patches = patcher.get_key_patches(PARAMETER_PREFIX)
     weights = sample_weights(modules, lambda name: original(patches[f"{PARAMETER_PREFIX}{name}.weight"]))
     layout = layout_hash({name: (stats.kind, stats.shape) for name, stats in empty.items()})
-    keys = {key[len(PARAMETER_PREFIX) :] for key in patches}
+    shapes = {key[len(PARAMETER_PREFIX) :]: patch[0][0].shape for key, patch in patches.items()}
     kinds = {name: stats.kind for name, stats in empty.items()}
-    return ModelInfo(detect_family(keys), kinds, Fingerprint(layout, weights), empty)
+    return ModelInfo(detect_family(shapes), kinds, Fingerprint(layout, weights), empty)
 
 
 def _require_layers(modules: dict[str, torch.nn.Module], model_name: str) -> None:

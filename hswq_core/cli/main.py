@@ -10,7 +10,9 @@ from glob import glob
 from pathlib import Path
 
 from ..errors import HSWQError
+from ..file_convert import DEFAULT_KEEP_RATIO, HSWQ, METHODS
 from ..formats import FORMATS
+from ..presets import AUTO, PRESETS
 from . import convert, look, merge
 
 log = logging.getLogger("hswq")
@@ -61,8 +63,13 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=_paths, help=".safetensors; * and ? stand for many")
     parser.add_argument("--session", type=Path, help="statistics of this model, output/hswq_stats/NAME.pt of ComfyUI")
     parser.add_argument("--format", choices=sorted(FORMATS), default="v2")
-    parser.add_argument("--method", choices=sorted(convert.METHODS), default="hswq", help="hswq needs a session")
-    parser.add_argument("--keep-ratio", type=float, default=0.25, help="share of the layers kept in 16 bits, for hswq")
+    parser.add_argument("--method", choices=METHODS, default=HSWQ, help="hswq needs a session")
+    presets = "; ".join(f"{row.name}: {row.help}" for row in PRESETS.values())
+    parser.add_argument("--preset", choices=PRESETS, default=AUTO, help=presets)
+    parser.add_argument(
+        "--keep-ratio", type=float, default=DEFAULT_KEEP_RATIO, help="share of the layers kept in 16 bits, for hswq"
+    )
+    parser.add_argument("--device", help="where to compute: cpu, cuda, cuda:1; default: the GPU if there is one")
     parser.add_argument("-o", "--output", type=Path, help="folder, default: beside the source")
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be written")
     parser.set_defaults(run=convert.convert)

@@ -13,7 +13,7 @@ from ..plan import Progress
 
 @contextmanager
 def bar() -> Iterator[Progress]:
-    """A progress callback, (what, bytes done, bytes in all): one bar for each stage, which is the first word of ``what``."""
+    """A progress callback, (what, bytes done, in all): one bar for each stage, which is the first word of ``what``."""
     hidden = not logging.getLogger("hswq").isEnabledFor(logging.INFO)
     shown: tqdm[None] | None = None
     stage = ""

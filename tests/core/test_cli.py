@@ -134,7 +134,7 @@ def test_one_bad_file_does_not_stop_the_others_but_the_exit_code_says_so(model, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["convert", "MODEL"], "--session: got none"),
+        (["convert", "MODEL"], "session: got none"),
         (["convert", "MODEL", "--session", "missing.pt"], "Session file missing.pt: got no such file"),
         (["convert", "MODEL", "--session", "STATS", "--keep-ratio", "1.5"], "keep_ratio: got 1.5"),
         (["convert", "missing.safetensors", "--method", "nearest"], "File missing.safetensors"),

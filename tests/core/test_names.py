@@ -126,7 +126,7 @@ def test_session_path(tmp_path):
     ],
 )
 def test_output_path(prefix, expected, tmp_path):
-    stem = f"model_{describe(40, '0.25', 'v2')}"
+    stem = f"model_{describe(40, '0.25')}_v2"
     assert output_path(tmp_path, prefix, stem) == tmp_path / expected
 
 
