@@ -104,17 +104,23 @@ class Job:
         return done, report(done, self.session)
 
 
-def _reader(source: ModelSource, layers: list[Layer]) -> Callable[[Layer], torch.Tensor]:
-    """Weights on the GPU, if there is one, with room made for the search on the largest layer.
+def search_device() -> torch.device:
+    """The GPU, if there is one. Apple's MPS has no float64, which the search sums in: there the CPU searches."""
+    device: torch.device = comfy.model_management.get_torch_device()
+    return torch.device("cpu") if device.type == "mps" else device
 
-    Apple's MPS has no float64, which the search sums in: there the CPU searches.
-    """
-    device = comfy.model_management.get_torch_device()
-    if device.type == "mps":
-        device = torch.device("cpu")
+
+def make_room(layers: list[Layer], device: torch.device) -> None:
+    """Let ComfyUI unload models until the search of the largest layer fits on a GPU."""
     if device.type != "cpu":
         largest = max((layer.weights for layer in layers), default=0)
         comfy.model_management.free_memory(largest * SEARCH_BYTES_PER_WEIGHT, device)
+
+
+def _reader(source: ModelSource, layers: list[Layer]) -> Callable[[Layer], torch.Tensor]:
+    """Weights on the device that searches."""
+    device = search_device()
+    make_room(layers, device)
     return lambda layer: source.read(f"{source.prefix}{layer.name}.weight").to(device)
 
 

@@ -6,9 +6,16 @@ from comfy_api.latest import ComfyExtension, io
 
 from .calibration import HSWQCalibration
 from .converter import HSWQConverter
+from .file_converter import HSWQFileConverter
 from .loaders import HSWQDiffusionModelLoader, HSWQLoader
 
-NODES: list[type[io.ComfyNode]] = [HSWQCalibration, HSWQConverter, HSWQLoader, HSWQDiffusionModelLoader]
+NODES: list[type[io.ComfyNode]] = [
+    HSWQCalibration,
+    HSWQConverter,
+    HSWQFileConverter,
+    HSWQLoader,
+    HSWQDiffusionModelLoader,
+]
 
 
 class HSWQExtension(ComfyExtension):

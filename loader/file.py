@@ -1,0 +1,91 @@
+"""Files that ComfyUI lists, converted without opening them as a model: also those too large for it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import folder_paths
+
+from ..hswq_core import Conversion, Plan, Progress, SettingError, format_named, load_session
+from ..hswq_core.atomic import require_writable
+from ..hswq_core.checkpoint import CHECKPOINT_PREFIX
+from ..hswq_core.file_convert import FileJob, file_method
+from ..hswq_core.file_model import FileModel
+from ..hswq_core.presets import preset_named
+from .job import make_room, output_folder, search_device
+from .store import path_of
+from .verify import verify_file
+
+log = logging.getLogger(__name__)
+
+FOLDERS = ("diffusion_models", "checkpoints", "text_encoders")
+EXTENSION = ".safetensors"
+
+
+def listed_files() -> list[str]:
+    """``<folder>/<name>`` of every file that could be converted."""
+    return [
+        f"{folder}/{name}"
+        for folder in FOLDERS
+        for name in folder_paths.get_filename_list(folder)
+        if name.endswith(EXTENSION)
+    ]
+
+
+def listed_path(file: str) -> Path:
+    """Where a listed file is. Raises SettingError if it is not listed (any more)."""
+    folder, _, name = file.partition("/")
+    path = folder_paths.get_full_path(folder, name) if folder in FOLDERS else None
+    if path is None:
+        raise SettingError(
+            "file",
+            got=repr(file),
+            expected=f"one of {', '.join(FOLDERS)}, and a file in it",
+            remedy="Press R to list the files anew, and choose one.",
+        )
+    return Path(path)
+
+
+def convert_listed(
+    file: str,
+    file_format: str,
+    method: str,
+    preset: str,
+    session: str,
+    keep_ratio: float,
+    filename_prefix: str,
+    progress: Progress,
+) -> tuple[Conversion, str]:
+    """Convert one file and write it where ComfyUI's loaders look; returns it and a report.
+
+    Args:
+        file: as ``listed_files`` gives it.
+        session: name of a calibration session of this model, for method hswq; else "".
+
+    Raises:
+        HSWQError: wrong setting, missing or foreign statistics, unwritable folder, a file that would not open.
+    """
+    row = format_named(file_format)
+    statistics = load_session(path_of(session)) if session else None
+    device = search_device()
+    job = FileJob.open(
+        listed_path(file), file_method(method, statistics, keep_ratio), file_format, preset_named(preset), str(device)
+    )
+    make_room(job.model.layers, device)
+    target = job.target(_folder(job.model), filename_prefix)
+    require_writable(target.parent)
+
+    def check(temporary: Path, plan: Plan) -> None:
+        if not job.model.family.text_encoder:
+            verify_file(temporary, plan, row)
+
+    done, text = job.write(target, progress, check)
+    log.info("HSWQ: %s: %s", done.path.name, done.plan.accounting())
+    return done, text
+
+
+def _folder(model: FileModel) -> Path:
+    if model.family.text_encoder:
+        return Path(folder_paths.get_output_directory()) / "clip"  # ComfyUI's name of it among its outputs
+    return output_folder(whole=model.prefix == CHECKPOINT_PREFIX)
