@@ -83,7 +83,15 @@ def copied(source: Path, target: Path) -> float:
 def converted(source: Path, folder: Path, method: str, file_format: str, threads: int) -> tuple[float, float]:
     """(seconds, peak of the process's own bytes) of the command."""
     wish = ["--method", method, "--format", file_format, "--session", str(folder / "random.pt"), "-o", str(folder)]
-    command = [sys.executable, "-m", "hswq_core", "-q", "convert", str(source), *wish]
+    found = watched(["convert", str(source), *wish], threads)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    return found
+
+
+def watched(arguments: list[str], threads: int) -> tuple[float, float]:
+    """(seconds, peak of the process's own bytes) of a command line."""
+    command = [sys.executable, "-m", "hswq_core", "-q", *arguments]
     began = time.perf_counter()
     running = subprocess.Popen(command, cwd=pack.ROOT, env=child_environment(threads))
     peaks = [0.0]
@@ -92,10 +100,7 @@ def converted(source: Path, folder: Path, method: str, file_format: str, threads
     if running.wait():
         raise SystemExit(f"{' '.join(command)}: exit code {running.returncode}")
     watcher.join()
-    seconds = time.perf_counter() - began
-    for file in folder.glob("*.safetensors"):
-        file.unlink()
-    return seconds, peaks[0]
+    return time.perf_counter() - began, peaks[0]
 
 
 def _watch(running: subprocess.Popen[bytes], peaks: list[float]) -> None:

@@ -6,10 +6,8 @@ OUTER_SAMPLE opens and closes a sampling run, APPLY_MODEL installs the hooks on 
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,13 +16,12 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..hswq_core import HSWQError, LayerObserver, Session, SettingError
+from ..hswq_core import SettingError
 from ..hswq_core.atomic import require_writable
 from ..hswq_core.states import DEFAULT_STATES, SCHEDULE, Sample, capture
-from .model import ModelInfo, input_channels, inspect_model, layer_modules
-from .store import add_states, add_to_session, new_session, open_session
-
-log = logging.getLogger(__name__)
+from .model import ModelInfo, inspect_model, layer_modules
+from .record import HookSet, Recorder, status
+from .store import add_states, open_session
 
 _COMPILE_KEY = "torch.compile"
 # Arguments of ``apply_model`` after x and sigma, as ComfyUI hands them to its wrappers.
@@ -33,45 +30,8 @@ _ARGUMENTS = ("c_concat", "c_crossattn", "control", "transformer_options")
 _OPTIONS = (SCHEDULE,)
 
 
-class HookSet:
-    """Hooks on every Linear and Conv2d of one diffusion model, feeding one observer a layer."""
-
-    def __init__(self, diffusion_model: torch.nn.Module) -> None:
-        self.observers: dict[str, LayerObserver] = {}
-        self._handles: list[Any] = []
-        for name, module in layer_modules(diffusion_model).items():
-            kind, shape = type(module).__name__, tuple(module.weight.shape)
-            observer = LayerObserver(name, kind, shape, input_channels(module))
-            self.observers[name] = observer
-            # Inputs before the forward: ComfyUI's FP8 matmul clamps its input in place.
-            self._handles.append(module.register_forward_pre_hook(_input_hook(observer)))
-            self._handles.append(module.register_forward_hook(_output_hook(observer)))
-
-    def remove(self) -> None:
-        """Take every hook off again."""
-        while self._handles:
-            self._handles.pop().remove()
-
-
-def _input_hook(observer: LayerObserver) -> Callable[[Any, tuple[Any, ...]], None]:
-    def hook(_module: Any, args: tuple[Any, ...]) -> None:
-        observer.see_input(args[0])
-
-    return hook
-
-
-def _output_hook(observer: LayerObserver) -> Callable[[Any, Any, Any], None]:
-    def hook(_module: Any, _args: Any, output: Any) -> None:
-        observer.see_output(output)
-
-    return hook
-
-
 class Calibrator:
     """One session being filled by one MODEL.
-
-    What was seen since the last save is a part session of its own; saving merges it into the file. So
-    restarts, dropped node caches and several processes all add up.
 
     Args:
         path: the session's file.
@@ -85,7 +45,7 @@ class Calibrator:
         self, path: Path, info: ModelInfo, save_every: int, sample: Sample, report: Callable[[str], None]
     ) -> None:
         self.path, self.info, self.save_every, self.report = path, info, save_every, report
-        self._part = new_session(info)
+        self._record = Recorder(path, info)
         self._sample, self._states = sample, 0  # those in memory, and how many are saved
         self._hooks: dict[int, HookSet] = {}
         self._lock = threading.RLock()
@@ -114,7 +74,7 @@ class Calibrator:
         with self._lock:
             diffusion_model = executor.class_obj.diffusion_model
             if id(diffusion_model) not in self._hooks:
-                self._hooks[id(diffusion_model)] = HookSet(diffusion_model)
+                self._hooks[id(diffusion_model)] = HookSet(layer_modules(diffusion_model))
             self._in_flight += 1
         completed = False
         try:
@@ -134,7 +94,7 @@ class Calibrator:
             self._sample.offer(partial(capture, arguments, row, whole=frozenset(_OPTIONS)))
 
     def _close_call(self, completed: bool) -> None:
-        self._part.calls += completed
+        self._record.part.calls += completed
         self._calls_since_save += completed
         # Other threads (MultiGPU) may be in the middle of a call: save when none is.
         if self._calls_since_save >= self.save_every and not self._in_flight:
@@ -145,45 +105,24 @@ class Calibrator:
             hooks.remove()
         self._drain()
         self._hooks.clear()
-        if self._part.calls:
-            self._part.images += images
-            self._part.steps[steps] = self._part.steps.get(steps, 0) + 1
+        part = self._record.part
+        if part.calls:
+            part.images += images
+            part.steps[steps] = part.steps.get(steps, 0) + 1
         self._save()
 
     def _drain(self) -> None:
         for hooks in self._hooks.values():
-            for name, observer in hooks.observers.items():
-                self._part.layers[name].merge(observer.drain())
+            self._record.drain(hooks)
 
     def _save(self) -> None:
-        """Merge into the file.
-
-        A failure is logged and tried again with the next save: it must not end the generation that is running,
-        and the statistics stay in memory.
-        """
         self._drain()
         self._calls_since_save = 0
-        bad = [name for name, stats in self._part.layers.items() if not stats.is_finite()]
-        if bad:
-            log.error(
-                "HSWQ calibration: layer %s saw NaN or infinity; the last %d calls are not recorded. "
-                "The generation itself is broken (a black picture?): repair it, then calibrate again.",
-                bad[0],
-                self._part.calls,
-            )
-            self._part = new_session(self.info)
+        if self._record.refuse_bad():
             self._sample = self._sample.emptied()
-        if not self._part.calls:
-            return
-        self._part.updated = time.time()
-        try:
-            whole = add_to_session(self.path, self._part, self.info)
-            self._part = new_session(self.info)
-            self._add_states()
-        except (HSWQError, OSError) as error:
-            log.error("HSWQ calibration: %s The statistics are kept in memory until the next save.", error)
-            return
-        self.report(describe(self.path, whole, self._states))
+        whole = self._record.save(self._add_states)
+        if whole is not None:
+            self.report(status(self.path, whole, f"{self._states} states"))
 
     def _add_states(self) -> None:
         """Merge into the file beside; in a long session most saves have no new state, and leave it alone."""
@@ -198,12 +137,6 @@ def call_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, A
     named = {**dict(zip(_ARGUMENTS, rest, strict=False)), **kwargs}
     options = named.pop("transformer_options", None) or {}
     return {"x": x, "sigma": sigma, **named, **{name: options.get(name) for name in _OPTIONS}}
-
-
-def describe(path: Path, session: Session, states: int) -> str:
-    """Status line: "session_01: SDXL, 794 layers, 312 calls, 8 images, 32 states, saved 14:02"."""
-    clock = time.strftime("%H:%M", time.localtime(session.updated))
-    return f"{path.stem}: {session.summary()}, {states} states, saved {clock}"
 
 
 def refuse_compiled(patcher: Any) -> None:

@@ -78,13 +78,26 @@ def inspect_model(patcher: Any) -> ModelInfo:
     """
     modules = layer_modules(patcher.model.diffusion_model)
     _require_layers(modules, type(patcher.model).__name__)
+    return inspect_layers(patcher, modules, PARAMETER_PREFIX)
+
+
+def inspect_layers(patcher: Any, modules: dict[str, torch.nn.Module], prefix: str) -> ModelInfo:
+    """The same of some layers of whatever a patcher holds.
+
+    Args:
+        modules: {name: module} of the layers.
+        prefix: of their keys in the patcher's model.
+
+    Raises:
+        LayerError: a layer is already quantized.
+    """
     for name, module in modules.items():
         _require_unquantized(name, module.weight)
     empty = {name: empty_stats(module) for name, module in modules.items()}
-    patches = patcher.get_key_patches(PARAMETER_PREFIX)
-    weights = sample_weights(modules, lambda name: original(patches[f"{PARAMETER_PREFIX}{name}.weight"]))
+    patches = patcher.get_key_patches(prefix)
+    weights = sample_weights(modules, lambda name: original(patches[f"{prefix}{name}.weight"]))
     layout = layout_hash({name: (stats.kind, stats.shape) for name, stats in empty.items()})
-    shapes = {key[len(PARAMETER_PREFIX) :]: patch[0][0].shape for key, patch in patches.items()}
+    shapes = {key[len(prefix) :]: patch[0][0].shape for key, patch in patches.items()}
     kinds = {name: stats.kind for name, stats in empty.items()}
     return ModelInfo(detect_family(shapes), kinds, Fingerprint(layout, weights), empty)
 
@@ -104,8 +117,13 @@ def is_quantized(weight: Any) -> bool:
     return "QuantizedTensor" in (type(weight).__name__, type(weight.data).__name__)
 
 
+def is_eight_bit(weight: Any) -> bool:
+    """Whether a parameter is quantized already, with a scale or without."""
+    return is_quantized(weight) or weight.dtype in FLOAT8_DTYPES
+
+
 def _require_unquantized(name: str, weight: Any) -> None:
-    if is_quantized(weight) or weight.dtype in FLOAT8_DTYPES:
+    if is_eight_bit(weight):
         raise LayerError(
             f"Layer {name}, weight",
             got="an already quantized (FP8) model",

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..hswq_core.states import DEFAULT_STATES
 from ..loader.calibrate import calibrated
+from ..loader.calibrate_text import calibrated_clip
 from ..loader.store import path_of
 from .status import check_session_name, show_text
 
@@ -50,8 +51,14 @@ class HSWQCalibration(io.ComfyNode):
                     tooltip="Model calls kept beside the statistics, a random sample of all runs. The converter runs "
                     "the model on them again. 0: none.",
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="A text encoder to record too, while it encodes prompts: output/hswq_stats/"
+                    "<session>_<encoder>.pt, for HSWQ File Converter. Prompts must then get this node's clip.",
+                ),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[io.Model.Output(display_name="model"), io.Clip.Output(display_name="clip")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -61,7 +68,10 @@ class HSWQCalibration(io.ComfyNode):
         return check_session_name(session)
 
     @classmethod
-    def execute(cls, model: Any, session: str, save_every: int, states: int = DEFAULT_STATES) -> io.NodeOutput:
-        """Wrap a clone of the model."""
-        report = partial(show_text, node_id=cls.hidden.unique_id)
-        return io.NodeOutput(calibrated(model, path_of(session), save_every, report, states))
+    def execute(
+        cls, model: Any, session: str, save_every: int, states: int = DEFAULT_STATES, clip: Any = None
+    ) -> io.NodeOutput:
+        """Wrap a clone of the model, and of the text encoder."""
+        report, path = partial(show_text, node_id=cls.hidden.unique_id), path_of(session)
+        encoder = None if clip is None else calibrated_clip(clip, path, report)
+        return io.NodeOutput(calibrated(model, path, save_every, report, states), encoder)
