@@ -1,11 +1,13 @@
 """Statistics of one layer, accumulated while the model runs.
 
 Sums are kept on the device of the activations in float64 (float32 where the device has no float64) and
-fetched only by ``drain``: no device synchronisation per layer and call.
+fetched only by ``drain``: no device synchronisation per layer and call. What layers have in common is measured
+again for each: tensors made in inference mode, where ComfyUI samples, do not tell whether they were changed between.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,11 @@ from .errors import LayerError
 # Module kinds that are observed and quantized -> weight rank. By type name: ComfyUI's mixed-precision
 # Linear is no subclass of torch.nn.Linear.
 LAYER_KINDS = {"Linear": 2, "Conv2d": 4}
+
+# Calls of a layer that wait to be added up together. Two of a whole SDXL UNet take 21 MB, as much as its sums.
+FOLD = 2
+# Longest row of one float32 norm; of a constant, longer ones drift by more than 1e-5.
+NORM_ROW = 4096
 
 
 @dataclass
@@ -78,8 +85,8 @@ class LayerStats:
 
     def is_finite(self) -> bool:
         """False once a NaN or infinity reached any sum."""
-        scalars = torch.tensor([self.out_sum, self.out_sq_sum, self.input_amax], dtype=torch.float64)
-        return all(bool(t.isfinite().all()) for t in (scalars, self.abs_sum, self.mean_sum))
+        channels = (self.abs_sum + self.mean_sum).sum().item()  # one of them spoils any sum it is in
+        return math.isfinite(self.out_sum + self.out_sq_sum + self.input_amax + channels)
 
 
 def channel_axis(kind: str, rank: int, name: str) -> int:
@@ -103,6 +110,39 @@ def channel_axis(kind: str, rank: int, name: str) -> int:
     )
 
 
+class _MeanSum:
+    """Σ over calls of a call's mean: a call brings sums, whose division and float64 addition wait for others.
+
+    At most ``FOLD`` calls wait, all of the same number of values; each is two tensors of one shape and dtype.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[torch.Tensor] = []
+        self._count = 0
+        self._total: torch.Tensor | None = None  # [2, *shape]
+
+    def add(self, first: torch.Tensor, second: torch.Tensor, count: int) -> None:
+        """Sums over ``count`` values, float32 of any shape."""
+        if count != self._count or len(self._waiting) == 2 * FOLD:
+            self._fold()
+            self._count = count
+        self._waiting += (first, second)
+
+    def drain(self) -> torch.Tensor | None:
+        """Both sums of means [2, *shape], float64 on the CPU; None where nothing was added. Starts anew."""
+        self._fold()
+        total, self._total = self._total, None
+        return None if total is None else total.to("cpu", torch.float64)
+
+    def _fold(self) -> None:
+        if not self._waiting:
+            return
+        calls = torch.stack(self._waiting).unflatten(0, (-1, 2))
+        means = calls.sum(0, dtype=_sum_dtype(calls.device)) / self._count
+        self._total = means if self._total is None else self._total + means
+        self._waiting.clear()
+
+
 class LayerObserver:
     """Accumulates ``LayerStats`` from the inputs and outputs of one layer.
 
@@ -117,9 +157,9 @@ class LayerObserver:
         self.name, self.kind, self.shape, self.channels = name, kind, shape, channels
         self._in_calls = 0
         self._out_calls = 0
-        self._inputs: torch.Tensor | None = None  # [2, C_in] : Σ mean|x_c| ; Σ mean x_c
-        self._amax: torch.Tensor | None = None  # []
-        self._outputs: torch.Tensor | None = None  # [2]: Σ mean(y), Σ mean(y²)
+        self._inputs = _MeanSum()  # of |x_c| and x_c
+        self._outputs = _MeanSum()  # of y and y²
+        self._peaks: list[torch.Tensor] = []  # max|x| of calls, [] each
 
     def see_input(self, x: torch.Tensor) -> None:
         """Add one call's input: any floating dtype, rank 2-4, channels on ``channel_axis``."""
@@ -134,44 +174,39 @@ class LayerObserver:
         if x.numel() == 0:
             return
         others = [d for d in range(x.dim()) if d != axis]
+        # Nothing is fetched here: hundreds of layers would wait for the device, hundreds of times a picture.
         # Not vector_norm: on the CPU its float32 sums drift by a per cent over a million rows, and it is slower.
         magnitude = x.abs()
-        absolute = magnitude.mean(dim=others, dtype=torch.float32)
-        mean = x.mean(dim=others, dtype=torch.float32)
-        amax = magnitude.amax().to(torch.float32)
-        if self._inputs is None or self._amax is None:
-            self._inputs = torch.zeros(2, self.channels, dtype=_sum_dtype(x.device), device=x.device)
-            self._amax = torch.zeros((), dtype=torch.float32, device=x.device)
-        self._inputs = self._inputs + torch.stack((absolute, mean))
-        self._amax = torch.maximum(self._amax, amax)
+        peak = magnitude.amax()
+        absolute, plain = magnitude.sum(others, dtype=torch.float32), x.sum(others, dtype=torch.float32)
+        self._inputs.add(absolute, plain, x.numel() // self.channels)
+        self._peaks = [torch.stack(self._peaks).amax()] if len(self._peaks) == FOLD else self._peaks
+        self._peaks.append(peak)
         self._in_calls += 1
 
     def see_output(self, y: torch.Tensor) -> None:
         """Add one call's output: any floating dtype and shape."""
         if y.numel() == 0:
             return
-        dtype = _sum_dtype(y.device)
-        mean = y.mean(dtype=torch.float32).to(dtype)
-        # Rows first, their squares summed in ``dtype``: one float32 norm over millions of values drifts by per cents.
-        norms = torch.linalg.vector_norm(y, 2, dim=-1, dtype=torch.promote_types(y.dtype, torch.float32))
-        mean_square = norms.to(dtype).square().sum() / y.numel()
-        if self._outputs is None:
-            self._outputs = torch.zeros(2, dtype=dtype, device=y.device)
-        self._outputs = self._outputs + torch.stack((mean, mean_square))
+        # Rows first: one float32 norm over millions of values drifts by per cents. The 16 values of an image's row are
+        # too few again: they take three times as long as the same values in long rows.
+        rows = y.flatten(-2) if y.dim() > 2 and y.shape[-2:].numel() <= NORM_ROW else y
+        norms = torch.linalg.vector_norm(rows, 2, dim=-1, dtype=torch.promote_types(y.dtype, torch.float32))
+        self._outputs.add(y.sum(dtype=torch.float32), norms.square().sum(dtype=torch.float32), y.numel())
         self._out_calls += 1
 
     def drain(self) -> LayerStats:
         """Fetch the sums to the CPU and start anew."""
         stats = LayerStats.empty(self.kind, self.shape, self.channels)
         stats.in_calls, stats.out_calls = self._in_calls, self._out_calls
-        if self._inputs is not None and self._amax is not None:
-            inputs = self._inputs.to("cpu", torch.float64)
-            stats.abs_sum, stats.mean_sum = inputs[0].clone(), inputs[1].clone()
-            stats.input_amax = self._amax.item()
-        if self._outputs is not None:
-            stats.out_sum, stats.out_sq_sum = self._outputs.to("cpu", torch.float64).tolist()
+        inputs, outputs = self._inputs.drain(), self._outputs.drain()
+        if inputs is not None:
+            stats.abs_sum, stats.mean_sum = inputs
+            stats.input_amax = torch.stack(self._peaks).amax().item()
+        if outputs is not None:
+            stats.out_sum, stats.out_sq_sum = outputs.tolist()
         self._in_calls = self._out_calls = 0
-        self._inputs = self._amax = self._outputs = None
+        self._peaks.clear()
         return stats
 
 

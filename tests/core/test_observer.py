@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -254,6 +255,51 @@ def test_the_activations_are_left_alone_and_not_kept():
     assert x.tolist() == ROWS
     x.fill_(99.0)  # as models do that add into their activations later
     assert observer.drain().importance.tolist() == ABSOLUTE
+
+
+def test_no_activation_is_kept_alive():
+    observer = linear()
+    x, y = torch.tensor(ROWS), torch.ones(2, 7)
+    kept = weakref.ref(x), weakref.ref(y)
+    observer.see_input(x)
+    observer.see_output(y)
+    del x, y
+    assert [ref() for ref in kept] == [None, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_fetched_while_the_model_runs(dtype):
+    """Tensors of the meta device have no values: what waits for one is an error. Calls that add up others included."""
+    observer = linear()
+    for rows in (2, 2, 2, 5, 2, 2, 2, 2):
+        observer.see_input(torch.ones(rows, 3, dtype=dtype, device="meta"))
+        observer.see_output(torch.ones(rows, 7, dtype=dtype, device="meta"))
+    with pytest.raises(NotImplementedError, match="meta"):
+        observer.drain()
+
+
+@pytest.mark.parametrize("size", [16, 64, 80])
+def test_outputs_of_convolutions_of_any_size(size):
+    """Short rows are joined to longer ones, but not without end."""
+    y = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    observer = conv()
+    observer.see_output(y)
+    stats = observer.drain()
+    assert stats.out_sum == pytest.approx(y.double().mean().item(), abs=1e-7)
+    assert stats.out_sq_sum == pytest.approx(y.double().square().mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 5])
+def test_sums_do_not_depend_on_how_many_calls_wait(calls):
+    """Call n has n + 1 rows for every second n, all of them n: Σ mean|x| = Σ n."""
+    observer = linear(1)
+    for n in range(calls):
+        observer.see_input(torch.full((1 + n % 2 * n, 1), float(n)))
+        observer.see_output(torch.full((1 + n % 2 * n, 1), float(n)))
+    stats = observer.drain()
+    assert stats.abs_sum.item() == stats.mean_sum.item() == stats.out_sum == sum(range(calls))
+    assert stats.out_sq_sum == pytest.approx(sum(n * n for n in range(calls)), rel=1e-6)
+    assert stats.input_amax == calls - 1
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
