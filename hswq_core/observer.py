@@ -8,6 +8,8 @@ again for each: tensors made in inference mode, where ComfyUI samples, do not te
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,8 @@ LAYER_KINDS = {"Linear": 2, "Conv2d": 4}
 
 # Calls of a layer that wait to be added up together. Two of a whole SDXL UNet take 21 MB, as much as its sums.
 FOLD = 2
+# Values that one thread reads while a second would be woken several times (guess, from 3 MB being three times as fast).
+ALONE = 2**21
 # Longest row of one float32 norm; of a constant, longer ones drift by more than 1e-5.
 NORM_ROW = 4096
 
@@ -110,6 +114,19 @@ def channel_axis(kind: str, rank: int, name: str) -> int:
     )
 
 
+@contextmanager
+def _one_thread(x: torch.Tensor) -> Iterator[None]:
+    """Read ``x`` on the CPU by one thread, unless it is large: waking another takes longer than reading."""
+    threads = torch.get_num_threads() if x.device.type == "cpu" and x.numel() <= ALONE else 1
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)
+
+
 class _MeanSum:
     """Σ over calls of a call's mean: a call brings sums, whose division and float64 addition wait for others.
 
@@ -176,9 +193,10 @@ class LayerObserver:
         others = [d for d in range(x.dim()) if d != axis]
         # Nothing is fetched here: hundreds of layers would wait for the device, hundreds of times a picture.
         # Not vector_norm: on the CPU its float32 sums drift by a per cent over a million rows, and it is slower.
-        magnitude = x.abs()
-        peak = magnitude.amax()
-        absolute, plain = magnitude.sum(others, dtype=torch.float32), x.sum(others, dtype=torch.float32)
+        with _one_thread(x):
+            magnitude = x.abs()
+            peak = magnitude.amax()
+            absolute, plain = magnitude.sum(others, dtype=torch.float32), x.sum(others, dtype=torch.float32)
         self._inputs.add(absolute, plain, x.numel() // self.channels)
         self._peaks = [torch.stack(self._peaks).amax()] if len(self._peaks) == FOLD else self._peaks
         self._peaks.append(peak)
@@ -191,8 +209,10 @@ class LayerObserver:
         # Rows first: one float32 norm over millions of values drifts by per cents. The 16 values of an image's row are
         # too few again: they take three times as long as the same values in long rows.
         rows = y.flatten(-2) if y.dim() > 2 and y.shape[-2:].numel() <= NORM_ROW else y
-        norms = torch.linalg.vector_norm(rows, 2, dim=-1, dtype=torch.promote_types(y.dtype, torch.float32))
-        self._outputs.add(y.sum(dtype=torch.float32), norms.square().sum(dtype=torch.float32), y.numel())
+        with _one_thread(y):
+            norms = torch.linalg.vector_norm(rows, 2, dim=-1, dtype=torch.promote_types(y.dtype, torch.float32))
+            total, squares = y.sum(dtype=torch.float32), norms.square().sum(dtype=torch.float32)
+        self._outputs.add(total, squares, y.numel())
         self._out_calls += 1
 
     def drain(self) -> LayerStats:
