@@ -6,6 +6,7 @@ fetched only by ``drain``: no device synchronisation per layer and call.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from .errors import LayerError
 # Module kinds that are observed and quantized -> weight rank. By type name: ComfyUI's mixed-precision
 # Linear is no subclass of torch.nn.Linear.
 LAYER_KINDS = {"Linear": 2, "Conv2d": 4}
+# Longest row of one float32 norm; of a constant, longer ones drift by more than 1e-5.
+NORM_ROW = 4096
 
 
 @dataclass
@@ -78,8 +81,8 @@ class LayerStats:
 
     def is_finite(self) -> bool:
         """False once a NaN or infinity reached any sum."""
-        scalars = torch.tensor([self.out_sum, self.out_sq_sum, self.input_amax], dtype=torch.float64)
-        return all(bool(t.isfinite().all()) for t in (scalars, self.abs_sum, self.mean_sum))
+        channels = (self.abs_sum + self.mean_sum).sum().item()  # one of them spoils any sum it is in
+        return math.isfinite(self.out_sum + self.out_sq_sum + self.input_amax + channels)
 
 
 def channel_axis(kind: str, rank: int, name: str) -> int:
@@ -103,6 +106,57 @@ def channel_axis(kind: str, rank: int, name: str) -> int:
     )
 
 
+@dataclass(frozen=True)
+class InputSums:
+    """One call's input, measured.
+
+    Attributes:
+        absolute, plain: Σ|x_c| and Σ x_c, float32 [C_in].
+        peak: max|x|, [].
+        share: 1 / number of values a channel has.
+    """
+
+    absolute: torch.Tensor
+    plain: torch.Tensor
+    peak: torch.Tensor
+    share: float
+
+    @classmethod
+    def of(cls, x: torch.Tensor, axis: int) -> InputSums:
+        """Measure ``x``, whose channels are on ``axis``. Nothing is fetched from its device."""
+        # Pixels or tokens first, as they lie in memory. Not vector_norm: on the CPU its float32 sums drift by a per
+        # cent over a million rows, and it is slower.
+        last = axis == x.dim() - 1
+        values, over = (x.flatten(0, -2), 0) if last else (x.flatten(-2), -1)
+        magnitude = values.abs()
+        absolute, plain = magnitude.sum(over, dtype=torch.float32), values.sum(over, dtype=torch.float32)
+        if absolute.dim() == 2:  # a convolution's images
+            absolute, plain = absolute.sum(0), plain.sum(0)
+        return cls(absolute, plain, magnitude.amax(), absolute.numel() / x.numel())
+
+
+class LastInput:
+    """The input that was measured last: layers that share one (to_q, to_k, to_v) follow each other.
+
+    It keeps that one tensor alive until the next layer's, or ``clear``. Tensors made in inference mode do not count
+    their changes: one changed in place between two layers, without another layer between, is taken for the same.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Let go of it."""
+        self._seen: tuple[torch.Tensor, int | None, int, InputSums] | None = None
+
+    def measured(self, x: torch.Tensor, axis: int) -> InputSums:
+        """The sums of ``x``, measured now unless it is the same tensor again."""
+        version = None if x.is_inference() else x._version
+        if self._seen is None or self._seen[0] is not x or self._seen[1:3] != (version, axis):
+            self._seen = (x, version, axis, InputSums.of(x, axis))
+        return self._seen[3]
+
+
 class LayerObserver:
     """Accumulates ``LayerStats`` from the inputs and outputs of one layer.
 
@@ -111,15 +165,18 @@ class LayerObserver:
         kind: "Linear" or "Conv2d".
         shape: weight shape.
         channels: C_in of the input (in_features, in_channels).
+        last: of all layers that may share an input; None: it shares none.
     """
 
-    def __init__(self, name: str, kind: str, shape: tuple[int, ...], channels: int) -> None:
+    def __init__(
+        self, name: str, kind: str, shape: tuple[int, ...], channels: int, last: LastInput | None = None
+    ) -> None:
         self.name, self.kind, self.shape, self.channels = name, kind, shape, channels
+        self._last = last
         self._in_calls = 0
         self._out_calls = 0
-        self._inputs: torch.Tensor | None = None  # [2, C_in] : Σ mean|x_c| ; Σ mean x_c
-        self._amax: torch.Tensor | None = None  # []
-        self._outputs: torch.Tensor | None = None  # [2]: Σ mean(y), Σ mean(y²)
+        self._inputs: tuple[torch.Tensor, ...] | None = None  # Σ mean|x_c| and Σ mean x_c [C_in], max|x| []
+        self._outputs: tuple[torch.Tensor, ...] | None = None  # Σ mean(y), Σ mean(y²), [] each
 
     def see_input(self, x: torch.Tensor) -> None:
         """Add one call's input: any floating dtype, rank 2-4, channels on ``channel_axis``."""
@@ -133,17 +190,17 @@ class LayerObserver:
             )
         if x.numel() == 0:
             return
-        others = [d for d in range(x.dim()) if d != axis]
-        # Not vector_norm: on the CPU its float32 sums drift by a per cent over a million rows, and it is slower.
-        magnitude = x.abs()
-        absolute = magnitude.mean(dim=others, dtype=torch.float32)
-        mean = x.mean(dim=others, dtype=torch.float32)
-        amax = magnitude.amax().to(torch.float32)
-        if self._inputs is None or self._amax is None:
-            self._inputs = torch.zeros(2, self.channels, dtype=_sum_dtype(x.device), device=x.device)
-            self._amax = torch.zeros((), dtype=torch.float32, device=x.device)
-        self._inputs = self._inputs + torch.stack((absolute, mean))
-        self._amax = torch.maximum(self._amax, amax)
+        seen = InputSums.of(x, axis) if self._last is None else self._last.measured(x, axis)
+        if self._inputs is None:
+            zeros = torch.zeros(self.channels, dtype=_sum_dtype(x.device), device=x.device)
+            self._inputs = zeros, zeros, torch.zeros((), device=x.device)
+        absolute, plain, peak = self._inputs
+        # Not in place: sums made under inference mode cannot be updated in place outside of it.
+        self._inputs = (
+            torch.add(absolute, seen.absolute, alpha=seen.share),
+            torch.add(plain, seen.plain, alpha=seen.share),
+            torch.maximum(peak, seen.peak),
+        )
         self._in_calls += 1
 
     def see_output(self, y: torch.Tensor) -> None:
@@ -151,27 +208,33 @@ class LayerObserver:
         if y.numel() == 0:
             return
         dtype = _sum_dtype(y.device)
-        mean = y.mean(dtype=torch.float32).to(dtype)
-        # Rows first, their squares summed in ``dtype``: one float32 norm over millions of values drifts by per cents.
-        norms = torch.linalg.vector_norm(y, 2, dim=-1, dtype=torch.promote_types(y.dtype, torch.float32))
-        mean_square = norms.to(dtype).square().sum() / y.numel()
+        # Rows first: one float32 norm over millions of values drifts by per cents. The 16 values of an image's row are
+        # too few again: they take three times as long as the same values in long rows.
+        rows = y.flatten(-2) if y.dim() > 2 and y.shape[-2:].numel() <= NORM_ROW else y
+        norms = torch.linalg.vector_norm(rows, 2, dim=-1, dtype=torch.promote_types(y.dtype, torch.float32))
+        norms = norms.flatten().to(dtype)
         if self._outputs is None:
-            self._outputs = torch.zeros(2, dtype=dtype, device=y.device)
-        self._outputs = self._outputs + torch.stack((mean, mean_square))
+            zero = torch.zeros((), dtype=dtype, device=y.device)
+            self._outputs = zero, zero
+        total, squares = self._outputs
+        self._outputs = (
+            torch.add(total, y.sum(dtype=torch.float32), alpha=1 / y.numel()),
+            torch.add(squares, norms.dot(norms), alpha=1 / y.numel()),
+        )
         self._out_calls += 1
 
     def drain(self) -> LayerStats:
         """Fetch the sums to the CPU and start anew."""
         stats = LayerStats.empty(self.kind, self.shape, self.channels)
         stats.in_calls, stats.out_calls = self._in_calls, self._out_calls
-        if self._inputs is not None and self._amax is not None:
-            inputs = self._inputs.to("cpu", torch.float64)
-            stats.abs_sum, stats.mean_sum = inputs[0].clone(), inputs[1].clone()
-            stats.input_amax = self._amax.item()
+        if self._inputs is not None:
+            absolute, plain, peak = self._inputs
+            stats.abs_sum, stats.mean_sum = absolute.to("cpu", torch.float64), plain.to("cpu", torch.float64)
+            stats.input_amax = peak.item()
         if self._outputs is not None:
-            stats.out_sum, stats.out_sq_sum = self._outputs.to("cpu", torch.float64).tolist()
+            stats.out_sum, stats.out_sq_sum = torch.stack(self._outputs).tolist()
         self._in_calls = self._out_calls = 0
-        self._inputs = self._amax = self._outputs = None
+        self._inputs = self._outputs = None
         return stats
 
 

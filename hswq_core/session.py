@@ -11,11 +11,10 @@ File: ``torch.save`` of plain containers and tensors, readable with ``weights_on
 
 from __future__ import annotations
 
-import copy
 import pickle
 import struct
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ def save_session(session: Session, path: Path) -> None:
         "created": session.created,
         "updated": session.updated,
     }
-    layers = {name: _layer_record(stats) for name, stats in session.layers.items()}
+    layers = _layer_records(session.layers)
     with atomic_file(path) as temporary:
         torch.save({"type": SESSION_TYPE, "version": SESSION_VERSION, "meta": meta, "layers": layers}, temporary)
 
@@ -203,10 +202,14 @@ def _session(meta: dict[str, Any], records: dict[str, Any], path: Path) -> Sessi
     )
 
 
-def _layer_record(stats: LayerStats) -> dict[str, Any]:
-    record = {f.name: copy.copy(getattr(stats, f.name)) for f in fields(LayerStats)}
-    record["shape"] = list(stats.shape)
-    return record
+def _layer_records(layers: dict[str, LayerStats]) -> dict[str, dict[str, Any]]:
+    records = {name: {**vars(stats), "shape": list(stats.shape)} for name, stats in layers.items()}
+    # Parts of one tensor: the file holds it once, and is written and read in half the time of two tensors a layer.
+    vectors = [record[key] for record in records.values() for key in ("abs_sum", "mean_sum")]
+    parts = iter(torch.cat(vectors).split([len(vector) for vector in vectors]))
+    for record in records.values():
+        record["abs_sum"], record["mean_sum"] = next(parts), next(parts)
+    return records
 
 
 def _layer_stats(record: dict[str, Any]) -> LayerStats:

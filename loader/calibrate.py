@@ -75,6 +75,7 @@ class Calibrator:
             diffusion_model = executor.class_obj.diffusion_model
             if id(diffusion_model) not in self._hooks:
                 self._hooks[id(diffusion_model)] = HookSet(layer_modules(diffusion_model))
+            hooks = self._hooks[id(diffusion_model)]
             self._in_flight += 1
         completed = False
         try:
@@ -82,6 +83,7 @@ class Calibrator:
             completed = True
         finally:
             with self._lock:
+                hooks.end_call()
                 self._in_flight -= 1
                 if completed:
                     self._offer(call_arguments(args, kwargs))

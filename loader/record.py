@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..hswq_core import HSWQError, LayerObserver, Session
+from ..hswq_core.observer import LastInput
 from .model import ModelInfo, input_channels
 from .store import add_to_session, new_session
 
@@ -22,17 +23,23 @@ class HookSet:
 
     def __init__(self, modules: Mapping[str, torch.nn.Module]) -> None:
         self.observers: dict[str, LayerObserver] = {}
+        self._last = LastInput()
         self._handles: list[Any] = []
         for name, module in modules.items():
             kind, shape = type(module).__name__, tuple(module.weight.shape)
-            observer = LayerObserver(name, kind, shape, input_channels(module))
+            observer = LayerObserver(name, kind, shape, input_channels(module), self._last)
             self.observers[name] = observer
             # Inputs before the forward: ComfyUI's FP8 matmul clamps its input in place.
             self._handles.append(module.register_forward_pre_hook(_input_hook(observer)))
             self._handles.append(module.register_forward_hook(_output_hook(observer)))
 
+    def end_call(self) -> None:
+        """Keep no activation alive between calls."""
+        self._last.clear()
+
     def remove(self) -> None:
         """Take every hook off again."""
+        self.end_call()
         while self._handles:
             self._handles.pop().remove()
 

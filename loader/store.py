@@ -44,7 +44,8 @@ def open_session(path: Path, info: ModelInfo) -> Session:
 
 def new_session(info: ModelInfo) -> Session:
     """A session in which nothing was seen yet."""
-    return Session(info.family.name, info.fingerprint, copy.deepcopy(info.empty))
+    # The zeros are shared: merging replaces tensors and never changes them.
+    return Session(info.family.name, info.fingerprint, {name: copy.copy(stats) for name, stats in info.empty.items()})
 
 
 def add_to_session(path: Path, part: Session, info: ModelInfo) -> Session:

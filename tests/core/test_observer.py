@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
 from hswq.hswq_core import LayerError, LayerObserver, LayerStats
-from hswq.hswq_core.observer import channel_axis
+from hswq.hswq_core.observer import InputSums, LastInput, channel_axis
 
 # Rows of three channels: mean|x_c| = 2, 2, 4; mean x_c = 2, 0, -1; max|x| = 5.
 ROWS = [[1.0, -2.0, 3.0], [3.0, 2.0, -5.0]]
@@ -254,6 +255,113 @@ def test_the_activations_are_left_alone_and_not_kept():
     assert x.tolist() == ROWS
     x.fill_(99.0)  # as models do that add into their activations later
     assert observer.drain().importance.tolist() == ABSOLUTE
+
+
+def test_no_activation_is_kept_alive():
+    observer = linear()
+    x, y = torch.tensor(ROWS), torch.ones(2, 7)
+    kept = weakref.ref(x), weakref.ref(y)
+    observer.see_input(x)
+    observer.see_output(y)
+    del x, y
+    assert [ref() for ref in kept] == [None, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_fetched_while_the_model_runs(dtype):
+    """Tensors of the meta device have no values: what waits for one is an error."""
+    observer = linear()
+    for rows in (2, 2, 2, 5, 2, 2, 2, 2):
+        observer.see_input(torch.ones(rows, 3, dtype=dtype, device="meta"))
+        observer.see_output(torch.ones(rows, 7, dtype=dtype, device="meta"))
+    with pytest.raises(NotImplementedError, match="meta"):
+        observer.drain()
+
+
+@pytest.mark.parametrize("size", [16, 64, 80])
+def test_outputs_of_convolutions_of_any_size(size):
+    """Short rows are joined to longer ones, but not without end."""
+    y = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    observer = conv()
+    observer.see_output(y)
+    stats = observer.drain()
+    assert stats.out_sum == pytest.approx(y.double().mean().item(), abs=1e-7)
+    assert stats.out_sq_sum == pytest.approx(y.double().square().mean().item(), rel=1e-6)
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[tuple[int, ...]]:
+    """Shapes of the inputs that are really measured."""
+    seen: list[tuple[int, ...]] = []
+    measure = InputSums.of
+
+    def count(x: torch.Tensor, axis: int) -> InputSums:
+        seen.append(tuple(x.shape))
+        return measure(x, axis)
+
+    monkeypatch.setattr(InputSums, "of", count)
+    return seen
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_an_input_that_layers_share_is_measured_once(counted, inference):
+    last = LastInput()
+    q, k, v, other = (LayerObserver(name, "Linear", (7, 3), 3, last) for name in "qkvo")
+    with torch.inference_mode(inference):
+        x = torch.tensor(ROWS)
+        for observer in (q, k, v):
+            observer.see_input(x)
+        other.see_input(x * 2)
+        q.see_input(x)
+    assert len(counted) == 3
+    alone = linear()
+    alone.see_input(torch.tensor(ROWS))
+    expected = alone.drain()
+    for observer, calls in ((q, 2), (k, 1), (v, 1)):
+        stats = observer.drain()
+        assert stats.in_calls == calls
+        assert torch.equal(stats.abs_sum, expected.abs_sum * calls)
+        assert torch.equal(stats.mean_sum, expected.mean_sum * calls)
+        assert stats.input_amax == expected.input_amax
+    assert other.drain().importance.tolist() == [2 * value for value in ABSOLUTE]
+
+
+def test_an_equal_input_or_one_changed_in_place_is_another(counted):
+    last = LastInput()
+    first, second = (LayerObserver(name, "Linear", (7, 3), 3, last) for name in "ab")
+    x = torch.tensor(ROWS)
+    first.see_input(x)
+    second.see_input(x.clone())
+    second.see_input(x.mul_(3))
+    first.see_input(x)
+    x.add_(1)
+    first.see_input(x)
+    assert len(counted) == 4  # of five: the fourth was the third again
+
+
+def test_the_channels_of_a_shared_input_are_each_layers_own(counted):
+    last, x = LastInput(), torch.randn(3, 4, 3)
+    rows, image = LayerObserver("a", "Linear", (7, 3), 3, last), LayerObserver("b", "Conv2d", (7, 3, 1, 1), 3, last)
+    rows.see_input(x)
+    image.see_input(x)
+    assert len(counted) == 2
+    torch.testing.assert_close(rows.drain().importance, x.abs().double().mean((0, 1)))
+    torch.testing.assert_close(image.drain().importance, x.abs().double().mean((1, 2)))
+
+
+def test_a_shared_input_lives_until_the_next_or_the_end_of_the_call():
+    last = LastInput()
+    observer = LayerObserver("a", "Linear", (7, 3), 3, last)
+    first, second = torch.tensor(ROWS), torch.tensor(ROWS)
+    kept = weakref.ref(first), weakref.ref(second)
+    observer.see_input(first)
+    del first
+    assert kept[0]() is not None
+    observer.see_input(second)
+    del second
+    assert kept[0]() is None
+    last.clear()
+    assert kept[1]() is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

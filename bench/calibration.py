@@ -1,0 +1,113 @@
+"""What calibration costs: sampling with the Calibration node beside sampling without, and a session's size.
+
+    nox -s bench -- calibration.py --models sdxl --threads 2
+
+Reference models, the node's own path with its defaults: hooks, kept calls, and saving at the end of the run. Runs are
+paired, in alternating order; ratios are medians of the pairs', of the clock and of the processor's time, which other
+work on the machine disturbs less. `--whole` measures the session of a whole model instead, of random statistics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from convert import random_session
+from judge.options import begun, parser
+from reference_models.architectures import REFERENCES, Reference
+from reference_models.captions import TOKENS, WIDTH
+from reference_models.sampling import BATCH, LATENT_SIZE
+from rig import tiny
+from rig.inprocess import load_model, sample
+
+SAVE_EVERY = 50  # the node's default
+Seconds = tuple[float, float]  # of the clock, of the processor
+
+
+def main() -> None:
+    """One row for each model."""
+    asked = parser(__doc__)
+    asked.add_argument("--pairs", type=int, default=15)
+    asked.add_argument("--steps", type=int, default=20)
+    asked.add_argument("--size", type=int, default=LATENT_SIZE, help="side of the latent")
+    asked.add_argument("--batch", type=int, default=BATCH)
+    asked.add_argument("--whole", choices=sorted(tiny.KINDS), help="measure this model's session instead")
+    options = begun(asked)
+    if options.whole:
+        print(whole_session(options.whole))
+        return
+    print("| model | time / without | processor time / without | without, s | session's file, kB | in memory, kB |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for name in options.models:
+        print(f"| {REFERENCES[name].layout} | {measured(REFERENCES[name], options)} |", flush=True)
+
+
+def measured(reference: Reference, options: argparse.Namespace) -> str:
+    """The cells of a row."""
+    from hswq.hswq_core import load_session
+    from hswq.loader.calibrate import calibrated
+
+    with TemporaryDirectory() as folder, torch.inference_mode():
+        path = Path(folder) / "bench.pt"
+        plain = load_model(reference.file)
+        models = [plain, calibrated(plain, path, SAVE_EVERY, lambda _line: None)]
+        pairs = [_pair(models, reference, options, number) for number in range(options.pairs + 1)][1:]  # one warms up
+        ratios = [median(watched[i] / alone[i] for alone, watched in pairs) for i in (0, 1)]
+        seconds = median(alone[0] for alone, _ in pairs)
+        sizes = path.stat().st_size / 1e3, nbytes(load_session(path)) / 1e3
+        return f"{ratios[0]:.3f} | {ratios[1]:.3f} | {seconds:.2f} | {sizes[0]:.0f} | {sizes[1]:.0f}"
+
+
+def _pair(models: list[Any], reference: Reference, options: argparse.Namespace, number: int) -> list[Seconds]:
+    """Of one run without calibration and one with, each first in turn."""
+    seconds = dict[int, Seconds]()
+    for which in sorted((0, 1), reverse=number % 2 == 1):
+        clock, processor = time.perf_counter(), time.process_time()
+        _draw(models[which], reference, options, number)
+        seconds[which] = (time.perf_counter() - clock, time.process_time() - processor)
+    return [seconds[0], seconds[1]]
+
+
+def _draw(model: Any, reference: Reference, options: argparse.Namespace, seed: int) -> None:
+    sample(
+        model,
+        steps=options.steps,
+        size=options.size,
+        batch=options.batch,
+        cfg=reference.cfg,
+        seed=seed,
+        widths=(WIDTH, WIDTH if reference.pooled else 0),
+        sampler=reference.sampler,
+        scheduler=reference.scheduler,
+        tokens=(TOKENS, TOKENS),
+        **({} if reference.guidance is None else {"guidance": reference.guidance}),
+    )
+
+
+def whole_session(kind: str) -> str:
+    """Layers and sizes of the session of a model of real size."""
+    from hswq.hswq_core import save_session
+
+    session = random_session(tiny.make(kind))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "whole.pt"
+        clock = time.perf_counter()
+        save_session(session, path)
+        seconds, size = time.perf_counter() - clock, path.stat().st_size
+    sizes = f"{size / 1e6:.1f} MB as a file, {nbytes(session) / 1e6:.1f} MB in memory"
+    return f"{kind}: {len(session.layers)} layers, {sizes}, saved in {seconds:.2f} s"
+
+
+def nbytes(session: Any) -> int:
+    """Of all tensors of a session."""
+    sums = (tensor for stats in session.layers.values() for tensor in (stats.abs_sum, stats.mean_sum))
+    return sum(tensor.nbytes for tensor in sums) + int(session.fingerprint.weights.nbytes)
+
+
+if __name__ == "__main__":
+    main()
