@@ -175,6 +175,7 @@ def report(done: Conversion, session: Session | None) -> str:
         plan.accounting(),
         *_kept_lines(plan),
         *_worst_lines(plan),
+        *_learned_lines(plan),
         f"Opens in: {row.opens_in}.",
         *_warnings(plan, row),
     ]
@@ -196,6 +197,15 @@ def _worst_lines(plan: Plan) -> list[str]:
     values = [layer.sqnr_db or 0.0 for layer in measured]
     worst = min(measured, key=lambda layer: layer.sqnr_db or 0.0)
     return [f"weight SQNR: mean {sum(values) / len(values):.1f} dB, worst {worst.sqnr_db:.1f} dB ({worst.name})"]
+
+
+def _learned_lines(plan: Plan) -> list[str]:
+    tried = [(layer.loss, layer.nearest_loss) for layer in plan.layers if layer.loss is not None and layer.nearest_loss]
+    if not tried:
+        return []
+    won = sum(loss < nearest for loss, nearest in tried)
+    less = 1 - sum(loss / nearest for loss, nearest in tried) / len(tried)
+    return [f"learned rounding: quantized loss {less:.0%} below nearest on average, {won} of {len(tried)} layers"]
 
 
 def _warnings(plan: Plan, row: FileFormat) -> list[str]:

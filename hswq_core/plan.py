@@ -66,6 +66,7 @@ class LayerPlan:
         damping: of compensated rounding, as a share of the mean diagonal of G; 0 where it was not tried.
         dead: input columns that calibration never reached.
         input_amax: clip limit of the inputs where a loader may multiply in 8 bits; 0 elsewhere.
+        loss, nearest_loss: quantized loss of learned rounding and of nearest; None: not learned.
     """
 
     name: str
@@ -81,6 +82,8 @@ class LayerPlan:
     damping: float = 0.0
     dead: int = 0
     input_amax: float = 0.0
+    loss: float | None = None
+    nearest_loss: float | None = None
 
     @property
     def weights(self) -> int:
