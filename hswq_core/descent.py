@@ -7,8 +7,8 @@ columns already rounded being given. With c = Aᵀ Eᵀ, what those have missed 
 
 At first the columns still to come are free, and will make good what is left; Woodbury's identity then gives
 pull_j = (ridge · I + Σ_{i≥j} a_i a_iᵀ)⁻¹ a_j, and the codes are those of compensated rounding (``compensate``). In
-sweeps behind that all others are fixed and pull_j = a_j / (ridge + |a_j|²): coordinate descent (QuantEase, Behdin et al.
-2023, arXiv 2309.01885), under which the loss never rises.
+the sweeps behind it all others are fixed and pull_j = a_j / (ridge + |a_j|²): coordinate descent (QuantEase, Behdin et
+al. 2023, arXiv 2309.01885), under which the loss never rises.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LowRank:
         return seen + self.ridge * delta.square().sum(1, dtype=torch.float64)
 
     def pull_of_free(self) -> torch.Tensor:
-        """``pull`` [k, r] while the later columns are free; by Sherman and Morrison's formula in float64, on the CPU."""
+        """``pull`` [k, r] while the later columns are free; Sherman and Morrison's formula, in float64."""
         a = self.a.to("cpu", torch.float64)
         inverse = torch.eye(a.shape[1], dtype=torch.float64) / self.ridge
         pull = torch.empty_like(a)
@@ -57,7 +57,6 @@ class LowRank:
     def pull_of_fixed(self) -> torch.Tensor:
         """``pull`` [k, r] while all other columns are fixed."""
         return self.a / (self.ridge + self.a.square().sum(1, keepdim=True))
-
 
 
 class Descent:

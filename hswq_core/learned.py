@@ -5,8 +5,8 @@ where W's largest singular values are. The model of the inputs is their second m
 
     G = A Aᵀ + RIDGE · I,  A = V diag(s) √((1 - RIDGE) k / Σ s²),
 
-with s, V the largest singular values of W and their right vectors [k, samples]; tr G = k. The error that AdaRound (Nagel
-et al. 2020, arXiv 2004.10568) minimizes for a layer is then the quantized loss
+with s, V the largest singular values of W and their right vectors [k, samples]; tr G = k. The error that AdaRound
+(Nagel et al. 2020, arXiv 2004.10568) minimizes for a layer is then the quantized loss
 
     L(Ŵ) = tr((Ŵ - W) G (Ŵ - W)ᵀ) / tr(W G Wᵀ),
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 
@@ -166,7 +167,7 @@ def plan_learned(
 
     plans = []
     for i, layer in enumerate(layers):
-        plans.append(decide(layer, lambda at=i, name=layer.name: progress(f"Learning {name}", at, len(layers))))
+        plans.append(decide(layer, partial(progress, f"Learning {layer.name}", i, len(layers))))
     plan = Plan(file_format.name, METHOD, "0", exclusions.family.name, grid.name, tuple(plans))
     plan.require_closed(len(layers))
     return plan

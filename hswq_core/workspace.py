@@ -11,8 +11,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -83,6 +85,14 @@ class Workspace(Mapping[str, Solution]):
         """{layer name: number} of a stage. Raises FileError if the folder cannot be written to."""
         with atomic_file(self.folder / f"{stage}.json") as temporary:
             temporary.write_text(json.dumps(numbers), encoding="utf-8")
+
+
+@contextmanager
+def passing_workspace(beside: Path) -> Iterator[Workspace]:
+    """One for a conversion that is short enough to start anew, in this folder; gone at the end, whatever happens."""
+    # Windows removes no file that is still mapped: better a folder left behind than a conversion that fails.
+    with TemporaryDirectory(prefix=".hswq-", dir=beside, ignore_cleanup_errors=True) as folder:
+        yield Workspace(Path(folder), "codes")
 
 
 def _name_in(path: Path) -> str | None:

@@ -15,15 +15,17 @@ from ..exclusions import Exclusions
 from ..file_model import FileModel
 from ..formats import FileFormat, format_named
 from ..hswq import check_keep_ratio, plan_hswq
+from ..learned import LearnedOptions, plan_learned
 from ..names import describe, output_path
 from ..nearest import plan_nearest
 from ..plan import Plan, Progress
 from ..session import Session, load_session
+from ..workspace import Workspace, passing_workspace
 from .progress import bar
 
 log = logging.getLogger("hswq")
 
-METHODS = ("hswq", "nearest")
+METHODS = ("hswq", "learned", "nearest")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Wish:
     """What is asked for.
 
     Attributes:
-        session: None for method nearest.
+        session: None for the methods that need none.
+        learned: of method learned, None for the others.
         folder: of the new files; None: beside the source.
     """
 
@@ -40,10 +43,21 @@ class Wish:
     session: Session | None
     folder: Path | None
     dry_run: bool
+    learned: LearnedOptions | None = None
 
-    def plan(self, model: FileModel, progress: Progress) -> Plan:
-        """Decide about every layer."""
+    def plan(self, model: FileModel, solutions: Workspace, progress: Progress) -> Plan:
+        """Decide about every layer; codes that are not nearest's go to ``solutions``."""
         exclusions = Exclusions(model.family)
+        if self.learned is not None:
+            return plan_learned(
+                model.layers,
+                model.read,
+                solutions.add,
+                exclusions=exclusions,
+                file_format=self.file_format,
+                options=self.learned,
+                progress=progress,
+            )
         if self.session is None:
             return plan_nearest(
                 model.layers, model.read, exclusions=exclusions, file_format=self.file_format, progress=progress
@@ -61,7 +75,7 @@ class Wish:
     def target(self, model: FileModel) -> Path:
         """A free name."""
         if self.session is None:
-            tail = f"nearest_{self.file_format.name}"
+            tail = f"{'nearest' if self.learned is None else 'learned'}_{self.file_format.name}"
         else:
             tail = describe(self.session.calls, f"{self.keep_ratio:g}", self.file_format.name)
         return output_path(self.folder or model.source.path.parent, "", f"{model.source.name}_{tail}")
@@ -93,12 +107,15 @@ def _wish(options: argparse.Namespace) -> Wish:
                 "--session",
                 got="none",
                 expected="the statistics of this model, for method hswq",
-                remedy="Calibrate it in ComfyUI and pass output/hswq_stats/NAME.pt, or choose --method nearest.",
+                remedy="Calibrate it in ComfyUI and pass output/hswq_stats/NAME.pt, or choose another --method.",
             )
         session = load_session(options.session)
         session.require_statistics(f"Session {options.session.name}")
     ratio = check_keep_ratio(options.keep_ratio)
-    return Wish(format_named(options.format), ratio, session, options.output, options.dry_run)
+    learned = None
+    if options.method == "learned":
+        learned = LearnedOptions(options.iterations, options.samples, options.seed)
+    return Wish(format_named(options.format), ratio, session, options.output, options.dry_run, learned)
 
 
 def _one(path: Path, wish: Wish) -> None:
@@ -108,7 +125,9 @@ def _one(path: Path, wish: Wish) -> None:
         log.info("%s: %s, %d layers, would be written to %s", path, model.family.name, len(model.layers), target)
         return
     require_writable(target.parent)
-    with bar() as progress:
-        plan = wish.plan(model, progress)
-        done = write_plan(target, model.source, model.prefix, plan, wish.session, progress=progress)
+    with bar() as progress, passing_workspace(target.parent) as solutions:
+        plan = wish.plan(model, solutions, progress)
+        done = write_plan(
+            target, model.source, model.prefix, plan, wish.session, solutions=solutions, progress=progress
+        )
     log.info("%s\n%s", done.path, report(done, wish.session))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import HSWQError
 from ..formats import FORMATS
+from ..learned import LearnedOptions
 from . import convert, look, merge
 
 log = logging.getLogger("hswq")
@@ -63,6 +64,10 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=sorted(FORMATS), default="v2")
     parser.add_argument("--method", choices=sorted(convert.METHODS), default="hswq", help="hswq needs a session")
     parser.add_argument("--keep-ratio", type=float, default=0.25, help="share of the layers kept in 16 bits, for hswq")
+    learned = LearnedOptions()
+    parser.add_argument("--iterations", type=int, default=learned.iterations, help="sweeps at most, for learned")
+    parser.add_argument("--samples", type=int, default=learned.samples, help="singular directions, for learned")
+    parser.add_argument("--seed", type=int, default=learned.seed, help="for learned")
     parser.add_argument("-o", "--output", type=Path, help="folder, default: beside the source")
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be written")
     parser.set_defaults(run=convert.convert)
