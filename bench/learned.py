@@ -46,7 +46,7 @@ def main() -> None:
 def seen(name: str) -> list[Seen]:
     """The layers that the method rounds."""
     from hswq.hswq_core import FLOAT8_E4M3FN, Exclusions
-    from hswq.hswq_core.learned import learnable
+    from hswq.hswq_core.learned import LearnedOptions, learnable
     from hswq.loader.job import Job
     from hswq.loader.moments import gather, shared_inputs
     from hswq.loader.replay import Replay
@@ -57,8 +57,10 @@ def seen(name: str) -> list[Seen]:
         replay = Replay(job.model, job.states())
         with replay.loaded():
             moments = gather(replay, list(shared_inputs(replay, job.by_name).leader))
-        tiny = Exclusions(job.info.family).tiny
-        chosen = [layer for layer in job.layers if layer.weights > tiny and learnable(layer) and layer.name in moments]
+        tiny, few = Exclusions(job.info.family).tiny, LearnedOptions().samples
+        chosen = [
+            layer for layer in job.layers if layer.weights > tiny and learnable(layer, few) and layer.name in moments
+        ]
         read = {layer.name: job.read(layer).float().flatten(1) for layer in chosen}
     scales = {key: FLOAT8_E4M3FN.scale(w.abs().max()) for key, w in read.items()}
     # Cloned: tensors of inference mode know no gradients, which AdaRound needs.

@@ -223,12 +223,16 @@ def planned(weights: dict[str, torch.Tensor], name: str = "v2", **options) -> tu
 
 class TestPlan:
     def test_learned_layers_are_solved_the_others_nearest(self):
-        weights = {"l": low_rank(64, 96), "zero": torch.zeros(8, 8), "skip": torch.randn(8, 8, 1, 1)}
+        weights = {
+            "l": low_rank(64, 96),
+            "zero": torch.zeros(80, 80),
+            "skip": torch.randn(80, 80, 1, 1),
+            "few": low_rank(63, 96),
+        }
         plan, solutions = planned(weights)
         assert [(layer.action, layer.reason) for layer in plan.layers] == [
             (QUANTIZE, LEARNED),
-            (QUANTIZE, NEAREST),
-            (QUANTIZE, NEAREST),
+            *[(QUANTIZE, NEAREST)] * 3,
         ]
         assert (plan.method, set(solutions)) == ("learned", {"l"})
         assert (plan.layers[0].loss, plan.layers[0].nearest_loss) == (
