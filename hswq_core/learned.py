@@ -121,7 +121,7 @@ def learnable(layer: Layer, samples: int) -> bool:
 
     A weight of fewer rows than samples has no directions beside its own rows: with them the last layer of the
     SDXL-layout reference model, 16 rows, errs 9.7 times as much on its real inputs. Of its 7 convolutions of 1 × 1,
-    which are skip connections, 6 err more.
+    which are skip connections, 6 erred more (bench/RESULTS.md).
     """
     return layer.shape[0] >= samples and layer.shape[2:] != (1, 1)
 
