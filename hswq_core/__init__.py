@@ -4,7 +4,7 @@ Imports no ComfyUI.
 """
 
 from .checkpoint import FileSource, TensorInfo, TensorSource, read_header, require_whole
-from .convert import Conversion, Planned, report, source_layers, write_plan
+from .convert import Conversion, report, source_layers, write_plan
 from .errors import FileError, HSWQError, LayerError, SessionError, SettingError
 from .exclusions import Exclusions
 from .families import FAMILIES, GENERIC, Family, detect_family, family_named
@@ -45,7 +45,6 @@ __all__ = [
     "LayerPlan",
     "LayerStats",
     "Plan",
-    "Planned",
     "Progress",
     "Session",
     "SessionError",

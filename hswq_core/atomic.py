@@ -40,7 +40,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error) from error
     temporary = Path(name)
-    locked = _lock(handle)
+    locked = lock(handle)
     try:
         yield temporary
         _sync(temporary)
@@ -61,12 +61,12 @@ def _remove_abandoned(path: Path) -> None:
     for file in path.parent.glob(f"{glob.escape(path.name)}.????????{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(OSError):  # gone: another process was faster
             handle = os.open(file, os.O_RDWR)
-            if _lock(handle):
+            if lock(handle):
                 file.unlink()
                 os.close(handle)
 
 
-def _lock(handle: int) -> bool:
+def lock(handle: int) -> bool:
     """Take an open file for this process alone until it is closed; closes it if that cannot be.
 
     Network drives may have no locks, and Windows removes no file that is open: there nothing is cleared away.

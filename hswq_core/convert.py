@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -128,21 +128,6 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """What a method decided.
-
-    Attributes:
-        plan: which layer is kept or quantized.
-        solutions: codes of the layers the method rounded itself.
-        notes: lines for the report.
-    """
-
-    plan: Plan
-    solutions: Mapping[str, Solution] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Conversion:
     """A finished file.
 
@@ -193,6 +178,7 @@ def report(done: Conversion, session: Session | None) -> str:
         plan.accounting(),
         *_kept_lines(plan),
         *_worst_lines(plan),
+        *_learned_lines(plan),
         f"Opens in: {row.opens_in}.",
         *_warnings(row, family),
     ]
@@ -214,6 +200,15 @@ def _worst_lines(plan: Plan) -> list[str]:
     values = [layer.sqnr_db or 0.0 for layer in measured]
     worst = min(measured, key=lambda layer: layer.sqnr_db or 0.0)
     return [f"weight SQNR: mean {sum(values) / len(values):.1f} dB, worst {worst.sqnr_db:.1f} dB ({worst.name})"]
+
+
+def _learned_lines(plan: Plan) -> list[str]:
+    tried = [(layer.loss, layer.nearest_loss) for layer in plan.layers if layer.loss is not None and layer.nearest_loss]
+    if not tried:
+        return []
+    won = sum(loss < nearest for loss, nearest in tried)
+    less = 1 - sum(loss / nearest for loss, nearest in tried) / len(tried)
+    return [f"learned rounding: quantized loss {less:.0%} below nearest on average, {won} of {len(tried)} layers"]
 
 
 def _warnings(row: FileFormat, family: Family) -> list[str]:

@@ -6,21 +6,43 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .convert import Conversion, Planned, report, write_plan
+from .atomic import require_writable
+from .convert import Conversion, report, write_plan
 from .errors import SettingError
 from .exclusions import Exclusions
 from .file_model import FileModel
 from .formats import FileFormat, format_for, format_named
 from .hswq import check_keep_ratio, plan_hswq
+from .learned import LEARNED, LearnedOptions, plan_learned
 from .names import describe, output_path
 from .nearest import plan_nearest
 from .plan import Plan, Progress, no_progress
 from .presets import AUTO, Preset, preset_named
 from .session import Session
+from .workspace import Workspace, passing_workspace
 
 DEFAULT_KEEP_RATIO = 0.25
 HSWQ, NEAREST = "hswq", "nearest"
-METHODS = (HSWQ, NEAREST)
+METHODS = (HSWQ, LEARNED, NEAREST)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method plans with.
+
+    Attributes:
+        model: the file's.
+        exclusions: layers never quantized.
+        file_format: as loaders of this family read it.
+        solutions: takes the codes of the layers that the method rounds itself.
+        progress: called as (what, bytes done, bytes in all); may raise to cancel.
+    """
+
+    model: FileModel
+    exclusions: Exclusions
+    file_format: FileFormat
+    solutions: Workspace
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -29,47 +51,70 @@ class FileMethod:
 
     Attributes:
         tail: what of the new file's name says how it was made.
-        plan: (model, exclusions, format, progress) -> what it decided.
+        plan: decides about every layer.
         session: statistics it decides by; None: it needs none.
     """
 
     tail: str
-    plan: Callable[[FileModel, Exclusions, FileFormat, Progress], Planned]
+    plan: Callable[[Task], Plan]
     session: Session | None = None
 
 
 def hswq(session: Session, keep_ratio: float = DEFAULT_KEEP_RATIO) -> FileMethod:
     """See ``plan_hswq``. Raises SettingError for a ratio out of range."""
 
-    def plan(model: FileModel, exclusions: Exclusions, file_format: FileFormat, progress: Progress) -> Planned:
-        return Planned(
-            plan_hswq(
-                model.layers,
-                session,
-                model.read,
-                exclusions=exclusions,
-                file_format=file_format,
-                keep_ratio=keep_ratio,
-                progress=progress,
-            )
+    def plan(task: Task) -> Plan:
+        return plan_hswq(
+            task.model.layers,
+            session,
+            task.model.read,
+            exclusions=task.exclusions,
+            file_format=task.file_format,
+            keep_ratio=keep_ratio,
+            progress=task.progress,
         )
 
     return FileMethod(describe(session.calls, f"{check_keep_ratio(keep_ratio):g}"), plan, session)
 
 
+def learned(options: LearnedOptions) -> FileMethod:
+    """See ``plan_learned``."""
+
+    def plan(task: Task) -> Plan:
+        return plan_learned(
+            task.model.layers,
+            task.model.read,
+            task.solutions.add,
+            exclusions=task.exclusions,
+            file_format=task.file_format,
+            options=options,
+            progress=task.progress,
+        )
+
+    return FileMethod(LEARNED, plan)
+
+
 def nearest() -> FileMethod:
     """See ``plan_nearest``."""
 
-    def plan(model: FileModel, exclusions: Exclusions, file_format: FileFormat, progress: Progress) -> Planned:
-        found = plan_nearest(
-            model.layers, model.read, exclusions=exclusions, file_format=file_format, progress=progress
+    def plan(task: Task) -> Plan:
+        return plan_nearest(
+            task.model.layers,
+            task.model.read,
+            exclusions=task.exclusions,
+            file_format=task.file_format,
+            progress=task.progress,
         )
-        return Planned(found)
 
     return FileMethod(NEAREST, plan)
 
 
-def file_method(name: str, session: Session | None = None, keep_ratio: float = DEFAULT_KEEP_RATIO) -> FileMethod:
+def file_method(
+    name: str,
+    session: Session | None = None,
+    keep_ratio: float = DEFAULT_KEEP_RATIO,
+    options: LearnedOptions | None = None,
+) -> FileMethod:
     """A method by its name, with the settings it knows.
 
     Raises:
@@ -77,6 +122,8 @@ def file_method(name: str, session: Session | None = None, keep_ratio: float = D
     """
     if name == NEAREST:
         return nearest()
+    if name == LEARNED:
+        return learned(options or LearnedOptions())
     if name != HSWQ:
         raise SettingError("method", got=repr(name), expected=" or ".join(METHODS), remedy="Choose one of them.")
     if session is None:
@@ -84,7 +131,7 @@ def file_method(name: str, session: Session | None = None, keep_ratio: float = D
             "session",
             got="none",
             expected=f"the statistics of this model, for method {name}",
-            remedy=f"Calibrate it in ComfyUI and give the session, or choose method {NEAREST}.",
+            remedy=f"Calibrate it in ComfyUI and give the session, or choose {LEARNED} or {NEAREST}.",
         )
     return hswq(session, keep_ratio)
 
@@ -131,20 +178,21 @@ class FileJob:
             The finished file and a report.
 
         Raises:
-            LayerError, FileError: see ``plan_hswq``, ``plan_nearest`` and ``write_checkpoint``.
+            LayerError, FileError: see the method's own plan and ``write_checkpoint``.
         """
+        require_writable(target.parent)
         model, session = self.model, self.method.session
-        family = replace(model.family, never=(*model.family.never, *model.preset.keep))
-        planned = self.method.plan(model, Exclusions(family), self.file_format, progress)
-        plan = planned.plan
-        done = write_plan(
-            target,
-            model.source,
-            model.prefix,
-            plan,
-            session,
-            solutions=planned.solutions,
-            progress=progress,
-            check=None if check is None else lambda temporary: check(temporary, plan),
-        )
-        return done, "\n".join([report(done, session), *model.notes(), *planned.notes])
+        exclusions = Exclusions(replace(model.family, never=(*model.family.never, *model.preset.keep)))
+        with passing_workspace(target.parent) as solutions:
+            plan = self.method.plan(Task(model, exclusions, self.file_format, solutions, progress))
+            done = write_plan(
+                target,
+                model.source,
+                model.prefix,
+                plan,
+                session,
+                solutions=solutions,
+                progress=progress,
+                check=None if check is None else lambda temporary: check(temporary, plan),
+            )
+        return done, "\n".join([report(done, session), *model.notes()])

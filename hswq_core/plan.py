@@ -52,13 +52,19 @@ class Layer:
         return self.weights * self.dtype.itemsize
 
 
-def each_of(layers: Sequence[Layer], what: str, progress: Progress) -> Iterator[Layer]:
-    """The layers in order, each announced as (``what`` and its name, bytes of weights done, bytes in all)."""
+def announced(layers: Sequence[Layer], what: str) -> Iterator[tuple[Layer, tuple[str, int, int]]]:
+    """The layers in order, each with what progress is told: (``what`` and its name, bytes of weights done, in all)."""
     done, total = 0, sum(layer.nbytes for layer in layers)
     for layer in layers:
-        progress(f"{what} {layer.name}", done, total)
-        yield layer
+        yield layer, (f"{what} {layer.name}", done, total)
         done += layer.nbytes
+
+
+def each_of(layers: Sequence[Layer], what: str, progress: Progress) -> Iterator[Layer]:
+    """The layers in order, each after progress was told of it."""
+    for layer, said in announced(layers, what):
+        progress(*said)
+        yield layer
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class LayerPlan:
         damping: of compensated rounding, as a share of the mean diagonal of G; 0 where it was not tried.
         dead: input columns that calibration never reached.
         input_amax: clip limit of the inputs where a loader may multiply in 8 bits; 0 elsewhere.
+        loss, nearest_loss: quantized loss of learned rounding and of nearest; None: not learned.
     """
 
     name: str
@@ -95,6 +102,8 @@ class LayerPlan:
     damping: float = 0.0
     dead: int = 0
     input_amax: float = 0.0
+    loss: float | None = None
+    nearest_loss: float | None = None
 
     @property
     def weights(self) -> int:

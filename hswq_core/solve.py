@@ -29,9 +29,10 @@ class Solution:
     Attributes:
         codes: in the weight's shape.
         scale: float32 multiplier at dequantize, [] or a channel's [out, 1, ...]; None where the format has none.
-        how: "nearest" or "compensated".
+        how: "nearest", "compensated" or "learned".
         bias: what to add to the layer's bias, float32 [out], or None.
-        error, nearest_error: mean squared change of the outputs for unseen inputs, relative to their mean square.
+        error, nearest_error: mean squared change of the outputs, relative to their mean square: for unseen
+            inputs, or for those that method learned supposes.
         damping: that compensation needed, as a share of the mean diagonal of G; 0 where it was not tried.
         dead: columns that no input ever reached.
     """

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .atomic import atomic_file
+from .atomic import atomic_file, lock
 from .solve import Solution
 
 HEADER_KEY = "hswq_solution"
 TENSORS = ("codes", "scale", "bias")
+PASSING_PREFIX, LOCK_NAME = ".hswq-", "lock"
 
 
 def key_of(*parts: str) -> str:
@@ -83,6 +87,29 @@ class Workspace(Mapping[str, Solution]):
         """{layer name: number} of a stage. Raises FileError if the folder cannot be written to."""
         with atomic_file(self.folder / f"{stage}.json") as temporary:
             temporary.write_text(json.dumps(numbers), encoding="utf-8")
+
+
+@contextmanager
+def passing_workspace(beside: Path) -> Iterator[Workspace]:
+    """One for a conversion that is short enough to start anew, in this folder; gone at the end, whatever happens.
+
+    What a killed process left goes when the next one begins: who still works holds a lock, as in ``atomic_file``.
+    """
+    for folder in beside.glob(f"{PASSING_PREFIX}*"):
+        with suppress(OSError):  # no lock file yet, or another process was faster
+            handle = os.open(folder / LOCK_NAME, os.O_RDWR)
+            if lock(handle):
+                os.close(handle)
+                shutil.rmtree(folder)
+    # Windows removes no file that is still mapped: better a folder left behind than a conversion that fails.
+    with TemporaryDirectory(prefix=PASSING_PREFIX, dir=beside, ignore_cleanup_errors=True) as name:
+        handle = os.open(Path(name) / LOCK_NAME, os.O_RDWR | os.O_CREAT)
+        locked = lock(handle)
+        try:
+            yield Workspace(Path(name), "codes")
+        finally:
+            if locked:
+                os.close(handle)
 
 
 def _name_in(path: Path) -> str | None:

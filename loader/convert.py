@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from ..hswq_core import (
     Conversion,
     Exclusions,
-    Planned,
+    Plan,
     Progress,
     SessionError,
     SettingError,
@@ -26,6 +26,7 @@ from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT, Budget
 from ..hswq_core.encoding import Encoding
 from ..hswq_core.formats import TENSOR
 from ..hswq_core.hswq import check_keep_ratio
+from ..hswq_core.solve import Solution
 from .job import Job
 from .model_aware import plan_model_aware
 
@@ -53,6 +54,21 @@ class Request:
     def encoding(self) -> Encoding:
         """Of model_aware. Raises SettingError for an option that the format has not."""
         return Encoding(format_named(self.file_format), granularity=self.scale_per, fast_matmul=self.fast_matmul)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a method decided.
+
+    Attributes:
+        plan: which layer is kept or quantized.
+        solutions: codes of the layers the method rounded itself.
+        notes: lines for the report.
+    """
+
+    plan: Plan
+    solutions: Mapping[str, Solution] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

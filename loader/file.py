@@ -8,7 +8,6 @@ from pathlib import Path
 import folder_paths
 
 from ..hswq_core import Conversion, Plan, Progress, SettingError, format_named, load_session
-from ..hswq_core.atomic import require_writable
 from ..hswq_core.checkpoint import CHECKPOINT_PREFIX
 from ..hswq_core.file_convert import FileJob, file_method
 from ..hswq_core.file_model import FileModel
@@ -74,7 +73,6 @@ def convert_listed(
     )
     make_room(job.model.layers, device)
     target = job.target(_folder(job.model), filename_prefix)
-    require_writable(target.parent)
 
     def check(temporary: Path, plan: Plan) -> None:
         if not job.model.family.text_encoder:

@@ -47,6 +47,27 @@ def nearest(subject: Subject, file_format: str) -> Path:
     )
 
 
+def learned(subject: Subject, file_format: str) -> Path:
+    """Every layer rounded by its own weight alone, as the command line's method learned does."""
+    from hswq.hswq_core import Exclusions, format_named
+    from hswq.hswq_core.learned import LearnedOptions, plan_learned
+    from hswq.hswq_core.solve import Solution
+
+    solutions: dict[str, Solution] = {}
+
+    def plan(job: Any) -> Any:
+        return plan_learned(
+            job.layers,
+            job.read,
+            solutions.__setitem__,
+            exclusions=Exclusions.as_published(job.info.family),
+            file_format=format_named(file_format),
+            options=LearnedOptions(),
+        )
+
+    return subject.planned(plan, solutions)
+
+
 def published(subject: Subject, file_format: str, keep_ratio: float) -> Path:
     """HSWQ as its author does it: every layer ranked, none excluded."""
     from hswq.hswq_core import Exclusions, format_named, plan_hswq
@@ -78,6 +99,8 @@ METHODS = (
     Method("cast", "plain cast", partial(nearest, file_format="v1"), open_hswq),
     Method("nearest v2", "scaled nearest, v2", partial(nearest, file_format="v2"), open_hswq),
     Method("nearest comfy", "scaled nearest, comfy", partial(nearest, file_format="comfy"), open_stock),
+    Method("learned v2", "learned, v2", partial(learned, file_format="v2"), open_hswq),
+    Method("learned comfy", "learned, comfy", partial(learned, file_format="comfy"), open_stock),
     *(
         Method(
             f"published {keep} {form}",

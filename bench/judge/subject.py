@@ -58,13 +58,13 @@ class Subject:
         for start in range(0, len(prompts), BATCH):
             draw(watched, self.reference, prompts[start : start + BATCH])
 
-    def planned(self, plan: Callable[[Any], Any]) -> Path:
-        """The file of a plan: (loader's Job) -> Plan."""
+    def planned(self, plan: Callable[[Any], Any], solutions: Mapping[str, Any] | None = None) -> Path:
+        """The file of a plan: (loader's Job) -> Plan, which may fill the solutions."""
         from hswq.loader.job import Job
 
         with torch.inference_mode():
             job = Job(self.model, None, None, self.session)
-            return self.written(job, plan(job), {})
+            return self.written(job, plan(job), {} if solutions is None else solutions)
 
     def written(self, job: Any, plan: Any, solutions: Mapping[str, Any]) -> Path:
         """The file of a plan, by the product's writer.

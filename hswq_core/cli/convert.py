@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ..atomic import require_writable
 from ..errors import HSWQError
 from ..file_convert import HSWQ, FileJob, FileMethod, file_method
+from ..learned import LearnedOptions
 from ..presets import preset_named
 from ..session import load_session
 from .progress import bar
@@ -29,11 +29,12 @@ def convert(options: argparse.Namespace) -> bool:
 
 
 def _method(options: argparse.Namespace) -> FileMethod:
-    if options.method != HSWQ or options.session is None:
-        return file_method(options.method, None, options.keep_ratio)
-    session = load_session(options.session)
-    session.require_statistics(f"Session {options.session.name}")
-    return file_method(options.method, session, options.keep_ratio)
+    session = None
+    if options.method == HSWQ and options.session is not None:
+        session = load_session(options.session)
+        session.require_statistics(f"Session {options.session.name}")
+    learned = LearnedOptions(options.iterations, options.samples, options.seed)
+    return file_method(options.method, session, options.keep_ratio, learned)
 
 
 def _done(path: Path, method: FileMethod, options: argparse.Namespace) -> bool:
@@ -53,7 +54,6 @@ def _one(path: Path, method: FileMethod, options: argparse.Namespace) -> None:
         model = job.model
         log.info("%s: %s, %d layers, would be written to %s", path, model.family.name, len(model.layers), target)
         return
-    require_writable(target.parent)
     with bar() as progress:
         done, text = job.write(target, progress)
     log.info("%s\n%s", done.path, text)

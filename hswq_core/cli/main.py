@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import HSWQError
 from ..file_convert import DEFAULT_KEEP_RATIO, HSWQ, METHODS
 from ..formats import FORMATS
+from ..learned import LearnedOptions
 from ..presets import AUTO, PRESETS
 from . import convert, look, merge
 
@@ -69,6 +70,10 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-ratio", type=float, default=DEFAULT_KEEP_RATIO, help="share of the layers kept in 16 bits, for hswq"
     )
+    learned = LearnedOptions()
+    parser.add_argument("--iterations", type=int, default=learned.iterations, help="sweeps at most, for learned")
+    parser.add_argument("--samples", type=int, default=learned.samples, help="singular directions, for learned")
+    parser.add_argument("--seed", type=int, default=learned.seed, help="for learned")
     parser.add_argument("--device", help="where to compute: cpu, cuda, cuda:1; default: the GPU if there is one")
     parser.add_argument("-o", "--output", type=Path, help="folder, default: beside the source")
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be written")

@@ -29,6 +29,8 @@ PINNED = {
     "cast": 42.59,
     "nearest v2": 42.33,
     "nearest comfy": 42.33,
+    "learned v2": 42.91,
+    "learned comfy": 42.91,
     "published 0.1 v1": 42.32,
     "published 0.25 v2": 43.92,
     "hswq 0.25 v1": 46.93,

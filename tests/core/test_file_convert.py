@@ -154,7 +154,7 @@ def test_the_same_file_whatever_the_device_is_called(tmp_path):
 def test_unknown_words_are_refused():
     with pytest.raises(SettingError, match=r"preset.*'none'.*auto or encoder_only"):
         preset_named("none")
-    with pytest.raises(SettingError, match=r"method.*'best'.*hswq or nearest"):
+    with pytest.raises(SettingError, match=r"method.*'best'.*hswq or learned or nearest"):
         file_method("best")
 
 

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hswq.hswq_core import FLOAT8_E4M3FN, FileError
 from hswq.hswq_core.solve import Solution
-from hswq.hswq_core.workspace import Workspace, key_of
+from hswq.hswq_core.workspace import Workspace, key_of, passing_workspace
+from rig import pack
 
 
 def solution(mark: float = 1.0, *, bias: bool = True) -> Solution:
@@ -71,3 +77,50 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
 def test_keys_tell_their_parts_apart():
     assert key_of("a", "b") == key_of("a", "b")
     assert len({key_of("a", "b"), key_of("ab"), key_of("b", "a"), key_of("a", "b", "")}) == 4
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {bench!r})
+from rig import pack
+pack.alias()
+from pathlib import Path
+from hswq.hswq_core.workspace import passing_workspace
+with passing_workspace(Path({folder!r})) as workspace:
+    workspace.save_numbers("stage", {{"a": 1.0}})
+    print(workspace.folder.parent, flush=True)
+    {then}
+"""
+
+
+def start(folder: Path, then: str) -> subprocess.Popen[str]:
+    code = KILLED.format(bench=str(pack.ROOT / "bench"), folder=str(folder), then=then)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("failure", [None, KeyboardInterrupt])
+def test_a_passing_workspace_leaves_nothing(tmp_path, failure):
+    def use() -> None:
+        with passing_workspace(tmp_path) as workspace:
+            workspace.add("a", solution())
+            assert torch.equal(workspace["a"].codes.view(torch.uint8), solution().codes.view(torch.uint8))
+            if failure is not None:
+                raise failure
+
+    with suppress(KeyboardInterrupt):
+        use()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no flock")
+def test_what_a_killed_process_left_goes_with_the_next_and_what_another_uses_stays(tmp_path):
+    killed = start(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    left = Path(killed.communicate()[0].strip())
+    other = start(tmp_path, "sys.stdin.readline()")
+    theirs = Path(other.stdout.readline().strip())
+    assert not left.exists()
+    with passing_workspace(tmp_path):
+        assert theirs.exists()
+    other.communicate("go on\n")
+    assert other.returncode == 0
+    assert list(tmp_path.iterdir()) == []
