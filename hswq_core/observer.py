@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -106,8 +107,7 @@ def channel_axis(kind: str, rank: int, name: str) -> int:
     )
 
 
-@dataclass(frozen=True)
-class InputSums:
+class InputSums(NamedTuple):
     """One call's input, measured.
 
     Attributes:
@@ -207,19 +207,19 @@ class LayerObserver:
         """Add one call's output: any floating dtype and shape."""
         if y.numel() == 0:
             return
-        dtype = _sum_dtype(y.device)
+        dtype, share = _sum_dtype(y.device), 1 / y.numel()
         # Rows first: one float32 norm over millions of values drifts by per cents. The 16 values of an image's row are
         # too few again: they take three times as long as the same values in long rows.
         rows = y.flatten(-2) if y.dim() > 2 and y.shape[-2:].numel() <= NORM_ROW else y
         norms = torch.linalg.vector_norm(rows, 2, dim=-1, dtype=torch.promote_types(y.dtype, torch.float32))
-        norms = norms.flatten().to(dtype)
+        norm = torch.linalg.vector_norm(norms, dtype=dtype)
         if self._outputs is None:
             zero = torch.zeros((), dtype=dtype, device=y.device)
             self._outputs = zero, zero
         total, squares = self._outputs
         self._outputs = (
-            torch.add(total, y.sum(dtype=torch.float32), alpha=1 / y.numel()),
-            torch.add(squares, norms.dot(norms), alpha=1 / y.numel()),
+            torch.add(total, y.sum(dtype=torch.float32), alpha=share),
+            torch.addcmul(squares, norm, norm, value=share),
         )
         self._out_calls += 1
 

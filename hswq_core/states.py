@@ -17,7 +17,7 @@ import json
 import random
 import weakref
 from bisect import insort
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,16 +144,17 @@ class Sample:
         if self.capacity and key < self.ceiling:
             state = make(key)
             if state is not None:
-                self._insert(state)
+                self.add([state])
 
     def merge(self, other: Sample) -> None:
         """Add ``other``: the sample one would have drawn from both."""
-        for state in other.states:
-            self._insert(state)
+        self.add(other.states)
 
-    def _insert(self, state: State) -> None:
-        shared = {name: self._known.setdefault(_digest(tensor), tensor) for name, tensor in state.tensors.items()}
-        insort(self.states, replace(state, tensors=shared), key=lambda s: s.key)
+    def add(self, states: Iterable[State]) -> None:
+        """Insert states that have their keys; what is too much goes, the largest keys first."""
+        for state in states:
+            shared = {name: self._known.setdefault(_digest(tensor), tensor) for name, tensor in state.tensors.items()}
+            insort(self.states, replace(state, tensors=shared), key=lambda s: s.key)
         while len(self.states) > self.capacity or (self.nbytes > MAX_BYTES and len(self.states) > 1):
             self._ceiling = min(self._ceiling, self.states.pop().key)
 
@@ -225,13 +226,15 @@ def _parsed(header: dict[str, Any], tensors: dict[str, torch.Tensor], capacity: 
         if not number.isdecimal():
             raise ValueError(f"tensor {key!r} of no state")
         parts[int(number)][name] = tensor
-    sample = Sample(capacity)
+    states = []
     for entry, part in zip(entries, parts, strict=True):
         constants = entry["constants"]
         part |= {name: tensors[key] for name, key in entry.get("same", {}).items()}
         if {"x", "sigma"} - set(part) or not all(isinstance(value, Constant) for value in constants.values()):
             raise ValueError("a state without x and sigma, or with a constant of another kind")
-        sample._insert(State(float(entry["key"]), part, constants))
+        states.append(State(float(entry["key"]), part, constants))
+    sample = Sample(capacity)
+    sample.add(states)
     return sample
 
 

@@ -7,7 +7,6 @@ one before it is written, so that memory holds two layers and never the model.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,8 +22,6 @@ from .checkpoint import DTYPE_NAMES, METADATA_KEY, TensorInfo
 from .errors import FileError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
-# Handed to the disk while the next tensors are made, instead of all at the end.
-SYNC_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -101,23 +98,15 @@ def write_checkpoint(
 def _behind(file: BinaryIO) -> Iterator[Callable[[memoryview], None]]:
     """A ``write`` that returns at once, and waits where the one before it has not yet ended."""
     with ThreadPoolExecutor(1, "hswq-write") as thread:
-        before: Future[None] = thread.submit(_write, file, memoryview(b""))
+        before: Future[int] = thread.submit(file.write, b"")
 
         def write(data: memoryview) -> None:
             nonlocal before
             before.result()
-            before = thread.submit(_write, file, data)
+            before = thread.submit(file.write, data)
 
         yield write
         before.result()
-
-
-def _write(file: BinaryIO, data: memoryview) -> None:
-    start = file.tell()
-    file.write(data)
-    if (start + len(data)) // SYNC_BYTES > start // SYNC_BYTES:
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager

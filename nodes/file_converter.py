@@ -47,8 +47,8 @@ class HSWQFileConverter(io.ComfyNode):
                     "method",
                     options=list(METHODS),
                     default=NEAREST,
-                    tooltip="nearest: what stock FP8 files are made by. learned: fits the rounding to each weight, which takes "
-                    "minutes and gains a little. hswq: needs the model's calibration session.",
+                    tooltip="nearest: what stock FP8 files are made by. learned: fits the rounding to each weight; "
+                    "takes minutes, gains a little. hswq: needs the model's calibration session.",
                 ),
                 io.Combo.Input(
                     "preset",

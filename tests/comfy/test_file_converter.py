@@ -64,6 +64,16 @@ def test_a_diffusion_model_opens_in_its_loader_and_draws(server, models, name):
     assert original.std() > 10
 
 
+def test_learned_rounding_is_another_file_and_leaves_nothing_else(server, models):
+    file = f"diffusion_models/{models.flux()}"
+    learned = load_file(convert(server, file, method="learned", format="v2"))
+    nearest = load_file(convert(server, file, method="nearest", format="v2", filename_prefix="beside"))
+    assert list(learned) == list(nearest)
+    codes = [key for key, tensor in nearest.items() if tensor.dtype == torch.float8_e4m3fn]
+    assert any(not torch.equal(learned[key].view(torch.uint8), nearest[key].view(torch.uint8)) for key in codes)
+    assert all(torch.equal(learned[key], nearest[key]) for key in nearest if key not in codes)
+
+
 def test_a_checkpoint_keeps_text_encoder_and_vae(server, models):
     made = convert(server, f"checkpoints/{models.sd15()}", format="v2")
     assert made.parent.name == "checkpoints"
@@ -106,7 +116,7 @@ def test_a_text_encoder_goes_where_load_clip_finds_it(server, models):
 
 def test_what_is_wrong_is_said_and_nothing_is_left(server, models):
     flux = f"diffusion_models/{models.flux()}"
-    refused(server, flux, "session", "got none", "method nearest", method="hswq")
+    refused(server, flux, "session", "got none", "learned or nearest", method="hswq")
     refused(server, flux, "never_made.pt", method="hswq", session="never_made")
     refused(server, flux, "Session name", session="../elsewhere")
     refused(server, flux, "filename_prefix", filename_prefix="../../elsewhere")

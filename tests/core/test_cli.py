@@ -191,7 +191,7 @@ def test_merged_sessions_are_what_one_machine_would_have_recorded(model, tmp_pat
 def _sample(keys: list[float]) -> Sample:
     sample = Sample(len(keys))
     for key in keys:
-        sample._insert(State(key, {"x": torch.full((1, 4), key), "sigma": torch.ones(1)}, {}))
+        sample.add([State(key, {"x": torch.full((1, 4), key), "sigma": torch.ones(1)}, {})])
     return sample
 
 

@@ -93,8 +93,8 @@ def test_merged_halves_are_the_sample_of_the_whole():
     every = [state(key) for key in torch.rand(40, generator=torch.Generator().manual_seed(1)).tolist()]
     whole, first, second = Sample(8), Sample(8), Sample(8)
     for i, one in enumerate(every):
-        whole._insert(one)
-        (first if i % 3 else second)._insert(one)
+        whole.add([one])
+        (first if i % 3 else second).add([one])
     first.merge(second)
     assert keys(first) == keys(whole) == sorted(s.key for s in every)[:8]
 
@@ -117,7 +117,7 @@ def test_no_capacity_keeps_nothing():
 
 def _with(sample: Sample, *states: State) -> Sample:
     for one in states:
-        sample._insert(one)
+        sample.add([one])
     return sample
 
 

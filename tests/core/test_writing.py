@@ -10,7 +10,7 @@ import pytest
 import torch
 from hswq.hswq_core import FileError, FileSource, TensorInfo, atomic, no_progress, read_header, writing
 from hswq.hswq_core.checkpoint import DTYPE_NAMES, NAMED_DTYPES
-from hswq.hswq_core.writing import MAX_HEADER_BYTES, OutputTensor, build_header, write_checkpoint
+from hswq.hswq_core.writing import MAX_HEADER_BYTES, OutputTensor, _behind, build_header, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 
@@ -160,49 +160,42 @@ def test_tensors_are_produced_one_at_a_time_when_their_turn_comes(tmp_path):
     assert events == ["Writing a 0/16", "produce a", "Writing b 8/16", "produce b"]
 
 
-def test_the_next_tensor_is_produced_while_one_is_written_and_no_further(tmp_path, monkeypatch):
-    """Each write waits for the tensor after it to be there; the one after that must not be made before it ends."""
-    made: list[int] = []
-    arrived = [threading.Event() for _ in range(4)]
+class Slow:
+    """A file on a slow disk: a write ends when it is allowed to."""
 
-    def produce(number: int) -> torch.Tensor:
-        made.append(number)
-        arrived[number].set()
-        return torch.full((2,), float(number))
+    def __init__(self) -> None:
+        self.allowed = threading.Semaphore(0)
+        self.written: list[bytes] = []
 
-    def slow(file, data) -> None:
-        if len(data) == 8:
-            number = int(torch.frombuffer(bytearray(data), dtype=torch.float32)[0])
-            if number < 3:
-                assert arrived[number + 1].wait(60)
-                assert max(made) == number + 1
-        file.write(data)
-
-    monkeypatch.setattr(writing, "_write", slow)
-    info = TensorInfo(torch.float32, (2,))
-    outputs = [OutputTensor(str(number), info, partial(produce, number)) for number in range(4)]
-    write_checkpoint(tmp_path / "f", outputs, {}, progress=no_progress)
-    assert [load_file(tmp_path / "f")[str(n)].tolist() for n in range(4)] == [[float(n)] * 2 for n in range(4)]
+    def write(self, data: bytes) -> int:
+        if data:
+            assert self.allowed.acquire(timeout=60)
+        self.written.append(bytes(data))
+        return len(data)
 
 
-def test_a_disk_that_fails_in_the_middle_is_a_file_error_and_nothing_is_left(tmp_path, monkeypatch):
-    def full(_file, data) -> None:
-        if len(data) == 8:
-            raise OSError(28, "No space left on device")
+def test_a_tensor_is_made_while_one_is_written_but_no_further():
+    file = Slow()
+    with _behind(file) as write:
+        write(memoryview(b"first"))
+        assert b"first" not in file.written  # and yet the second can be made
+        threading.Timer(0.05, file.allowed.release).start()
+        write(memoryview(b"second"))
+        assert b"first" in file.written
+        file.allowed.release()
+    assert file.written[1:] == [b"first", b"second"]
 
-    monkeypatch.setattr(writing, "_write", full)
-    with pytest.raises(FileError, match=r"Folder.*No space left on device"):
-        write(tmp_path / "f", {"x": torch.ones(2), "y": torch.ones(3)})
+
+def test_a_disk_that_fails_in_the_middle_is_a_file_error_and_nothing_is_left(tmp_path):
+    resource = pytest.importorskip("resource", reason="no limits on Windows")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(FileError, match=r"Folder.*File too large"):
+            write(tmp_path / "f", {str(n): torch.ones(2**17) for n in range(8)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(tmp_path) == []
-
-
-def test_long_files_go_to_the_disk_piece_by_piece(tmp_path, monkeypatch):
-    synced: list[int] = []
-    monkeypatch.setattr(writing, "SYNC_BYTES", 1000)
-    monkeypatch.setattr(writing.os, "fsync", lambda _handle: synced.append(len(synced)))
-    write(tmp_path / "f", {str(n): torch.ones(100) for n in range(6)})
-    assert len(synced) >= 2 + 2  # twice in 2,400 bytes, then the file and its folder
-    assert load_file(tmp_path / "f")["5"].sum() == 100
 
 
 def fail(_what: str, done: int, _total: int) -> None:
