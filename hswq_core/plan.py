@@ -18,11 +18,21 @@ QUANTIZE, KEEP, SKIP = "quantize", "keep", "skip"
 ACTIONS = (QUANTIZE, KEEP, SKIP)
 
 
+# Seconds after which the speed of a stage is believed (guess).
+WORTH_TELLING = 5.0
 Progress = Callable[[str, int, int], None]
 
 
 def no_progress(what: str, done: int, total: int) -> None:
     """Progress of a caller that shows none."""
+
+
+def time_left(seconds: float, done: int, total: int) -> str:
+    """How long the rest takes, as ", 5 min left", if ``done`` of ``total`` took so long; "" while that says little."""
+    if seconds < WORTH_TELLING or not 0 < done < total:
+        return ""
+    left = seconds * (total - done) / done
+    return f", {left / 60:.0f} min left" if left >= 60 else f", {left:.0f} s left"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import comfy.model_management
@@ -9,6 +10,7 @@ import comfy.utils
 from server import PromptServer
 
 from ..hswq_core import SettingError
+from ..hswq_core.plan import time_left
 from ..loader.store import path_of
 
 
@@ -28,18 +30,22 @@ def show_text(text: str, node_id: str | None) -> None:
 
 
 def node_progress(node_id: str | None) -> Callable[[str, int, int], None]:
-    """A callback (what, done, total) for long work: progress bar, text on the node, and Cancel.
+    """A callback (what, done, total) for long work: progress bar, text with the time left on the node, and Cancel.
 
     Cancel raises ComfyUI's InterruptProcessingException out of the callback.
     """
     bars: dict[str, comfy.utils.ProgressBar] = {}
+    begun: dict[str, tuple[float, int]] = {}  # when, and what a run before it had done
 
     def progress(what: str, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         stage = what.split(" ", 1)[0]
         if stage not in bars:
             bars[stage] = comfy.utils.ProgressBar(max(total, 1), node_id=node_id)
+            begun[stage] = time.monotonic(), done
         bars[stage].update_absolute(done, max(total, 1))
-        show_text(f"{what} ({done / max(total, 1):.0%})", node_id)
+        start, before = begun[stage]
+        left = time_left(time.monotonic() - start, done - before, total - before)
+        show_text(f"{what} ({done / max(total, 1):.0%}{left})", node_id)
 
     return progress

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from hswq.hswq_core import KEEP, QUANTIZE, SKIP, LayerError, LayerPlan, Plan, no_progress
+from hswq.hswq_core.plan import time_left
 
 LAYERS = (
     LayerPlan("a", "Linear", (4, 8), QUANTIZE, "clip search", True, 0.09375, 0.125, 31.5),
@@ -109,3 +110,19 @@ def test_weights_of_a_layer():
 
 def test_no_progress_accepts_what_progress_is_called_with():
     assert no_progress("Searching", 1, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "done", "total", "text"),
+    [
+        (60.0, 1, 4, ", 3 min left"),
+        (60.0, 3, 4, ", 20 s left"),
+        (30.0, 10**9, 3 * 10**9, ", 1 min left"),
+        (1.0, 1, 4, ""),
+        (60.0, 0, 4, ""),
+        (60.0, 4, 4, ""),
+        (60.0, 0, 0, ""),
+    ],
+)
+def test_the_time_that_is_left(seconds, done, total, text):
+    assert time_left(seconds, done, total) == text
