@@ -173,7 +173,7 @@ def report(done: Conversion, session: Session | None) -> str:
     row = format_for(format_named(plan.file_format), family)
     lines = [
         f"{done.path.name}",
-        f"{plan.family}, {row.name}, method {plan.method} {plan.budget}, {_measured(session)}",
+        f"{plan.family}, {row.name}, {' '.join(('method', plan.method, plan.budget)).strip()}, {_measured(session)}",
         f"{done.size / 2**20:.1f} MB ({done.size / max(done.source_bytes, 1):.1%} of the source)",
         plan.accounting(),
         *_kept_lines(plan),

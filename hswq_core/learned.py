@@ -168,6 +168,6 @@ def plan_learned(
         return replace(plan, reason=LEARNED, sqnr_db=sqnr_db(w, found.restored(grid, w.device)))
 
     plans = tuple(decide(layer, partial(progress, *said)) for layer, said in announced(layers, "Learning"))
-    plan = Plan(file_format.name, METHOD, "0", exclusions.family.name, grid.name, plans)
+    plan = Plan(file_format.name, METHOD, "", exclusions.family.name, grid.name, plans)
     plan.require_closed(len(layers))
     return plan

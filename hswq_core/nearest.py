@@ -46,6 +46,6 @@ def plan_nearest(
         return round_to_nearest(layer, w, largest(w), "nearest", file_format, grid)
 
     plans = tuple(decide(layer) for layer in each_of(layers, "Rounding", progress))
-    plan = Plan(file_format.name, METHOD, "0", exclusions.family.name, grid.name, plans)
+    plan = Plan(file_format.name, METHOD, "", exclusions.family.name, grid.name, plans)
     plan.require_closed(len(layers))
     return plan

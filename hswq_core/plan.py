@@ -128,7 +128,7 @@ class Plan:
     Attributes:
         file_format: "v1", "v2" or "comfy".
         method: "hswq", ...
-        budget: what the user asked for, as it appears in the file name ("0.25").
+        budget: what the user asked for, as it appears in the file name ("0.25"); "" for a method that has none.
         family: row of the families table.
         grid: name of the 8-bit grid.
         layers: every Linear and Conv2d of the model, in model order.

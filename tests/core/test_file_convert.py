@@ -87,6 +87,7 @@ def test_only_what_multiplies_is_quantized_with_scales_where_comfyui_reads_them(
     source, text = converted(path)
     before, found = FileSource(path), dtypes(source)
     assert text.splitlines()[1].startswith(family)
+    assert text.splitlines()[1].endswith("comfy, method nearest, without calibration")
     for key, dtype in found.items():
         stem, _, last = key.rpartition(".")
         if last in ("weight_scale", "comfy_quant"):

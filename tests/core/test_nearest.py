@@ -51,7 +51,7 @@ def test_no_statistics_are_needed_and_the_books_are_closed():
     assert {layer.name: layer.action for layer in plan.layers} == {"out.2": SKIP, "tiny": SKIP, "l": QUANTIZE}
     everything = planned(weights, "v2", Exclusions.as_published(FAMILIES[0]))
     assert everything.counts() == {QUANTIZE: 3, KEEP: 0, SKIP: 0}
-    assert (plan.method, plan.budget) == ("nearest", "0")
+    assert (plan.method, plan.budget) == ("nearest", "")
 
 
 def test_comfy_keeps_a_convolution_that_an_unscaled_cast_would_hurt():
