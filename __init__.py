@@ -6,4 +6,6 @@ require_comfyui()
 
 from .nodes import comfy_entrypoint  # noqa: E402
 
-__all__ = ["comfy_entrypoint"]
+WEB_DIRECTORY = "./web"  # scripts of the page, and web/docs/<node id>/<language>.md
+
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
