@@ -129,7 +129,8 @@ def read_pt(path: Path) -> dict[str, Any]:
             f"Session file {path.name}",
             got="no such file",
             expected=f"statistics in {path.parent}",
-            remedy="Check the session name, or queue a workflow with the Calibration node first.",
+            remedy="Check the session name, or queue a workflow with the Calibration node first, switched on and not "
+            "bypassed.",
         )
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)

@@ -141,6 +141,11 @@ def call_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, A
     return {"x": x, "sigma": sigma, **named, **{name: options.get(name) for name in _OPTIONS}}
 
 
+def wrapper_key(path: Path) -> str:
+    """Under which a MODEL carries the calibrator of the session at ``path``."""
+    return f"hswq:{path}"
+
+
 def refuse_compiled(patcher: Any) -> None:
     """Raise SettingError for a torch.compile'd model: compiled parts do not run the hooks."""
     wrappers = patcher.wrappers.get(WrappersMP.APPLY_MODEL, {})
@@ -171,7 +176,7 @@ def calibrated(
     rng = random.Random(f"{path.stem} {seen}")  # noqa: S311 - a sample, no secret
     calibrator = Calibrator(path, info, save_every, Sample(states, rng=rng), report)
     clone = model.clone()
-    key = f"hswq:{path}"  # two nodes of one session in series record once, of two sessions both record
+    key = wrapper_key(path)  # two nodes of one session in series record once, of two sessions both record
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, calibrator.outer_sample)

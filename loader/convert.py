@@ -27,6 +27,7 @@ from ..hswq_core.encoding import Encoding
 from ..hswq_core.formats import TENSOR
 from ..hswq_core.hswq import check_keep_ratio
 from ..hswq_core.solve import Solution
+from .advice import ON_CPU, merged_notes, prompts_notes, runs_on_cpu
 from .job import Job
 from .model_aware import plan_model_aware
 
@@ -85,8 +86,11 @@ class Method:
 
 
 def _model_aware(job: Job, request: Request, progress: Progress) -> Planned:
-    outcome = plan_model_aware(job, job.states(), request.encoding, request.size, progress)
-    return Planned(outcome.plan, outcome.solutions, outcome.notes())
+    states = job.states()
+    if runs_on_cpu():
+        progress(ON_CPU, 0, 1)
+    outcome = plan_model_aware(job, states, request.encoding, request.size, progress)
+    return Planned(outcome.plan, outcome.solutions, (*outcome.notes(), *prompts_notes(states)))
 
 
 def _hswq(job: Job, request: Request, progress: Progress) -> Planned:
@@ -135,7 +139,7 @@ def convert_model(model: Any, clip: Any, vae: Any, request: Request, progress: P
     with _work(job.work_folder):
         planned = method.plan(job, request, progress)
         done, text = job.write(target, planned.plan, progress, planned.solutions)
-    return done, "\n".join([text, *planned.notes])
+    return done, "\n".join([text, *planned.notes, *merged_notes(model)])
 
 
 @contextmanager

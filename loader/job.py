@@ -18,6 +18,7 @@ from ..hswq_core.formats import CHANNEL
 from ..hswq_core.names import describe, output_path
 from ..hswq_core.solve import Solution
 from ..hswq_core.states import MAX_STATES, State, load_states, states_path
+from .advice import require_recorded
 from .model import inspect_model
 from .source import ModelSource
 from .store import open_session, path_of
@@ -50,6 +51,7 @@ class Job:
         path = path_of(session)
         self.model = model
         self.info = inspect_model(model)
+        require_recorded(model, path)
         self.session = open_session(path, self.info)
         self.session.require_statistics(f"Session {session}")
         self.source = ModelSource(model, self.info, clip, vae)

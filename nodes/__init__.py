@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
+from server import PromptServer
 
+from ..loader.guard import watcher
 from .calibration import HSWQCalibration
 from .converter import HSWQConverter
 from .file_converter import HSWQFileConverter
 from .loaders import HSWQDiffusionModelLoader, HSWQLoader
+from .status import show_text
 
 NODES: list[type[io.ComfyNode]] = [
     HSWQCalibration,
@@ -20,6 +23,10 @@ NODES: list[type[io.ComfyNode]] = [
 
 class HSWQExtension(ComfyExtension):
     """ComfyUI asks it for the nodes."""
+
+    async def on_load(self) -> None:
+        """Watch what is queued, for files that stock loaders would misread."""
+        PromptServer.instance.add_on_prompt_handler(watcher(show_text))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""
