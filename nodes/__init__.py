@@ -7,6 +7,7 @@ from server import PromptServer
 
 from ..loader.guard import watcher
 from .calibration import HSWQCalibration
+from .compare import HSWQCompare
 from .converter import HSWQConverter
 from .file_converter import HSWQFileConverter
 from .loaders import HSWQDiffusionModelLoader, HSWQLoader
@@ -18,6 +19,7 @@ NODES: list[type[io.ComfyNode]] = [
     HSWQFileConverter,
     HSWQLoader,
     HSWQDiffusionModelLoader,
+    HSWQCompare,
 ]
 
 
