@@ -8,6 +8,7 @@ from .calibration import HSWQCalibration
 from .converter import HSWQConverter
 from .file_converter import HSWQFileConverter
 from .loaders import HSWQDiffusionModelLoader, HSWQLoader
+from .report import HSWQReport
 
 NODES: list[type[io.ComfyNode]] = [
     HSWQCalibration,
@@ -15,6 +16,7 @@ NODES: list[type[io.ComfyNode]] = [
     HSWQFileConverter,
     HSWQLoader,
     HSWQDiffusionModelLoader,
+    HSWQReport,
 ]
 
 
