@@ -17,9 +17,11 @@ def picture_of(report: FileReport | SessionReport) -> torch.Tensor:
     Raises:
         SettingError: matplotlib is not installed.
     """
-    kind = "file_figure" if isinstance(report, FileReport) else "session_figure"
     try:
-        module = importlib.import_module(f".{kind}", __name__)
+        theme = importlib.import_module(".theme", __name__)
+        kind = importlib.import_module(
+            ".file_figure" if isinstance(report, FileReport) else ".session_figure", __name__
+        )
     except ImportError as error:
         raise SettingError(
             "HSWQ Report, picture",
@@ -27,5 +29,5 @@ def picture_of(report: FileReport | SessionReport) -> torch.Tensor:
             expected="matplotlib, which draws it",
             remedy="Run `python -m pip install -r requirements.txt` in this pack's folder, with ComfyUI's own Python.",
         ) from error
-    drawn: torch.Tensor = module.draw(report)
+    drawn: torch.Tensor = theme.to_image(kind.figure_of(report))
     return drawn

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -27,7 +26,6 @@ from .theme import (
     new_figure,
     panel,
     say,
-    to_image,
 )
 
 WORDS = {QUANTIZE: "in 8 bits", KEEP: "kept in 16", SKIP: "skipped"}
@@ -36,8 +34,8 @@ TOP_STRIP = (LEFT, 0.515, RIGHT, 0.765)
 LOWER = (0.075, 0.385)
 
 
-def draw(report: FileReport) -> torch.Tensor:
-    """float32 [1, H, W, 3]."""
+def figure_of(report: FileReport) -> Figure:
+    """The whole picture."""
     figure = new_figure()
     _head(figure, report)
     strips = _strips(report)
@@ -52,7 +50,7 @@ def draw(report: FileReport) -> torch.Tensor:
         _curve(figure, (left, bottom, RIGHT, top), report.curve)
     else:
         _bytes(figure, (left + 0.07, bottom, RIGHT, top), report)
-    return to_image(figure)
+    return figure
 
 
 def _head(figure: Figure, report: FileReport) -> None:

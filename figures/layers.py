@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -27,9 +28,11 @@ def bars(axes: Axes, rows: Sequence[Row], values: Values, *, log: bool) -> None:
     width = 0.85 if len(rows) <= 200 else 1.0
     for action, colour in COLOURS.items():
         at = [i for i, row in enumerate(rows) if row.action == action and (values[i] or 0.0) > low]
-        axes.bar(at, [(values[i] or low) - low for i in at], width, low, color=colour, linewidth=0, log=log)
+        boxes = [_box(i, width, low, values[i] or low) for i in at]
+        axes.add_collection(PolyCollection(boxes, facecolor=colour, linewidth=0), autolim=False)
     _limits(axes, len(rows))
     if log:
+        axes.set_yscale("log")
         axes.set_ylim(low, max(known, default=3.0) * 2)
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -37,6 +40,11 @@ def bars(axes: Axes, rows: Sequence[Row], values: Values, *, log: bool) -> None:
         axes.set_ylim(0, max([*known, 1e-6]) * 1.08)
         axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def _box(number: int, width: float, low: float, high: float) -> list[tuple[float, float]]:
+    left, right = number - width / 2, number + width / 2
+    return [(left, low), (left, high), (right, high), (right, low)]
 
 
 def points(axes: Axes, rows: Sequence[Row], values: Values) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -25,7 +24,6 @@ from .theme import (
     panel,
     paragraph,
     say,
-    to_image,
 )
 
 WORDS = {KEEP: "kept", QUANTIZE: "in 8 bits", SKIP: "never"}
@@ -33,8 +31,8 @@ ANSWERS = {ENOUGH: "enough", MORE: "not yet", UNKNOWN: "too few points"}
 MIDDLE = 0.53
 
 
-def draw(report: SessionReport) -> torch.Tensor:
-    """float32 [1, H, W, 3]."""
+def figure_of(report: SessionReport) -> Figure:
+    """The whole picture."""
     figure = new_figure()
     say(figure, LEFT, 0.972, report.name, HUGE, va="top", weight="bold")
     say(figure, LEFT, 0.915, f"{report.facts[0]}, {report.facts[-2]}", LARGE, va="top", colour=FAINT)
@@ -46,7 +44,7 @@ def draw(report: SessionReport) -> torch.Tensor:
         y = paragraph(figure, y, f"{method}: {verdict.text}", MEDIUM, 0.032)
     _layers(figure, report)
     _curve(figure, (MIDDLE + LEFT, 0.085, RIGHT, 0.335), report.distances)
-    return to_image(figure)
+    return figure
 
 
 def _layers(figure: Figure, report: SessionReport) -> None:

@@ -38,9 +38,8 @@ def new_figure() -> Figure:
 
 def to_image(figure: Figure) -> torch.Tensor:
     """Drawn: float32 [1, H, W, 3] in [0, 1]."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(np.float32) / 255
     return torch.from_numpy(pixels)[None]
 
 
@@ -53,7 +52,8 @@ def panel(figure: Figure, box: tuple[float, float, float, float], title: str) ->
     axes.tick_params(colors=FAINT, labelsize=SMALL, length=0, which="both")
     axes.grid(axis="y", color=LINE, linewidth=1)
     axes.set_axisbelow(True)
-    say(figure, left, top + 0.012, title, MEDIUM, right=right, va="bottom")
+    if title:
+        say(figure, left, top + 0.012, title, MEDIUM, right=right, va="bottom")
     return axes
 
 
@@ -73,7 +73,7 @@ def say(
 
 def ends(figure: Figure, text: Text) -> float:
     """Right end of a text, as a share of the figure."""
-    return float(text.get_window_extent(FigureCanvasAgg(figure).get_renderer()).x1 / SIZE[0])
+    return float(text.get_window_extent(figure.canvas.get_renderer()).x1 / SIZE[0])
 
 
 def printable(text: str) -> str:

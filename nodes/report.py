@@ -60,12 +60,12 @@ class HSWQReport(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, session: str) -> bool | str:
+    def validate_inputs(cls, session: str = "") -> bool | str:
         """A bad name is refused when the workflow is queued, before anything runs."""
         return check_session_name(session) if session else True
 
     @classmethod
-    def fingerprint_inputs(cls, session: str, file: str, **_: Any) -> tuple[Any, ...]:
+    def fingerprint_inputs(cls, session: str = "", file: str = NO_FILE, **_: Any) -> tuple[Any, ...]:
         """Report again whenever the session has grown or the file was replaced, though no widget changed."""
         try:
             if file != NO_FILE:
