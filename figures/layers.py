@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..hswq_core.reporting import Row
-from .theme import COLOURS, FAINT, LINE, SMALL, ends
+from .theme import COLOURS, FAINT, LINE, SMALL, ends, printable
 
 Values = Sequence[float | None]
 # Of the height: the band that shows every layer's colour, also of those without a value.
@@ -89,9 +89,8 @@ def sections(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _label(figure: Figure, axes: Axes, name: str, left: float, right: float) -> None:
-    text = axes.text(
-        left, -BAND - 0.05, name, transform=axes.get_xaxis_transform(), size=SMALL, color=FAINT, va="top", clip_on=False
-    )
+    place = {"transform": axes.get_xaxis_transform(), "va": "top", "clip_on": False}
+    text = axes.text(left, -BAND - 0.05, printable(name), size=SMALL, color=FAINT, **place)
     text.set_parse_math(False)
     edges = axes.transData.transform([(left, 1), (right, 1)])[:, 0] / figure.bbox.width
     if ends(figure, text) > edges[1]:

@@ -10,6 +10,7 @@ from ..hswq_core.plan import KEEP, QUANTIZE, SKIP
 from ..hswq_core.session_report import SessionReport
 from .layers import band, bars, sections, short_number
 from .theme import (
+    ANSWER,
     BLUE,
     COLOURS,
     FAINT,
@@ -37,10 +38,10 @@ def figure_of(report: SessionReport) -> Figure:
     say(figure, LEFT, 0.972, report.name, HUGE, va="top", weight="bold")
     say(figure, LEFT, 0.915, f"{report.facts[0]}, {report.facts[-2]}", LARGE, va="top", colour=FAINT)
     verdicts = [("hswq", report.statistics), *([("model_aware", report.calls)] if report.calls else [])]
-    x, y = LEFT, 0.808
+    x, y = LEFT, 0.803
     for method, verdict in verdicts:
         colour = BLUE if verdict.answer == ENOUGH else ORANGE
-        x = 0.025 + say(figure, x, 0.868, f"{method}: {ANSWERS[verdict.answer]}", HUGE, va="top", colour=colour)
+        x = 0.025 + say(figure, x, 0.872, f"{method}: {ANSWERS[verdict.answer]}", ANSWER, va="top", colour=colour)
         y = paragraph(figure, y, f"{method}: {verdict.text}", MEDIUM, 0.032)
     _layers(figure, report)
     _curve(figure, (MIDDLE + LEFT, 0.085, RIGHT, 0.335), report.distances)

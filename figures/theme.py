@@ -22,8 +22,8 @@ BACKGROUND, PANEL, TEXT, FAINT, LINE = "#202020", "#353535", "#f0f0f0", "#b4b4b4
 # Okabe and Ito's, which differ for every kind of colour blindness, and in brightness too.
 BLUE, ORANGE, GREY = "#56b4e9", "#e69f00", "#9a9a9a"
 COLOURS = {QUANTIZE: BLUE, KEEP: ORANGE, SKIP: GREY}
-# In points: at a node's width of 400 pixels a letter of HUGE is 9 pixels high.
-HUGE, LARGE, MEDIUM, SMALL = 30, 23, 20, 16
+# In points: at a node's width of 400 pixels the letters of the first are 10 pixels high.
+ANSWER, HUGE, LARGE, MEDIUM, SMALL = 36, 30, 23, 20, 16
 # The letters of the font that matplotlib brings; others would be boxes.
 LAST_LETTER = "\u024f"
 LEFT, RIGHT = 0.065, 0.98

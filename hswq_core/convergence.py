@@ -104,7 +104,7 @@ def verdict(found: list[Distance]) -> Verdict:
     now = found[-1]
     half = _half(found)
     if half is None:
-        return Verdict(UNKNOWN, "Too few points to tell: generate one or two pictures more.")
+        return Verdict(UNKNOWN, "Too few points to tell: generate once or twice more.")
     told = (
         f"the last doubling of the calls (from {half.calls} to {now.calls}) changed layers' statistics by "
         f"{half.level:.1%} and {half.changed} of {half.kept} kept layers"

@@ -53,7 +53,7 @@ def declared_format(metadata: Mapping[str, str] | None, file_name: str) -> str |
     try:
         record = json.loads(text)
         version, name = record["version"], record["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _bad(
             file_name, f"unreadable ({type(error).__name__}: {error})", "JSON with version and format"
         ) from error
@@ -78,7 +78,7 @@ def declared_plan(metadata: Mapping[str, str], file_name: str) -> Plan | None:
         for layer in plan.layers:
             _require_sound(layer)
         plan.require_closed(len(plan.layers))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, LayerError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, LayerError) as error:
         raise _bad(file_name, f"unreadable ({type(error).__name__}: {error})", "a plan", key=PLAN_KEY) from error
     return plan
 

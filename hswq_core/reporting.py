@@ -36,7 +36,8 @@ class Row:
 
 def megabytes(nbytes: float) -> str:
     """In units of 2^20 bytes."""
-    return f"{nbytes / 2**20:,.1f} MB"
+    size = nbytes / 2**20
+    return f"{size:,.0f} MB" if size >= 100 else f"{size:.1f} MB"
 
 
 def markdown(title: str, facts: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

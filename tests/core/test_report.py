@@ -201,6 +201,7 @@ LIES = {
     "infinity": spoiled(sensitivity=math.inf),
     "a negative change": spoiled(change=-1.0),
     "a change in words": spoiled(change="much"),
+    "a change beyond all numbers": spoiled(change=10**400),
     "a number for a name": spoiled(name=3),
     "a shape of no numbers": spoiled(shape=("a", "b")),
     "another action": spoiled(action="burn"),
@@ -219,9 +220,10 @@ def test_a_plan_that_does_not_fit_its_file_is_refused_by_name(lie, tmp_path, sou
         report_file(path)
 
 
-def test_a_damaged_header_is_refused_by_name(tmp_path, source_of):
+@pytest.mark.parametrize("text", ["{", "[]", "3", deep(100_000)])
+def test_a_damaged_header_is_refused_by_name(text, tmp_path, source_of):
     with pytest.raises(FileError, match=r"made\.safetensors.*hswq"):
-        report_file(write(tmp_path, source_of, plan_of(), **{HEADER_KEY: "{"}))
+        report_file(write(tmp_path, source_of, plan_of(), **{HEADER_KEY: text}))
 
 
 def test_names_of_strangers_do_not_leave_their_cell(tmp_path, source_of):
@@ -312,7 +314,7 @@ def assert_readable(figure) -> None:
 
 
 def many(count: int) -> dict:
-    parts = ["time_embed", "input_blocks", "middle_block", "output_blocks"]
+    parts = ["time_embed", "$\\frac{1", "\u65e5\u672c", "output_blocks"]
     return {
         f"{parts[4 * i // count]}.{i}.transformer_blocks.attn1": (
             ((8, 8), (QUANTIZE, KEEP, QUANTIZE, SKIP)[i % 4], None if i % 4 == 3 else 10.0 ** -(2 + i % 5))
