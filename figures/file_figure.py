@@ -122,9 +122,7 @@ def _curve(figure: Figure, box: tuple[float, float, float, float], curve: Curve)
 def _bytes(figure: Figure, box: tuple[float, float, float, float], report: FileReport) -> None:
     """Where the bytes are, for files in which no change of the model's output was measured."""
     axes = panel(figure, box, "Where the bytes are, MB")
-    sizes = Counter[str]()
-    for row in report.rows:
-        sizes[WORDS[row.action]] += row.nbytes
+    sizes = {words: sum(r.nbytes for r in report.rows if r.action == action) for action, words in WORDS.items()}
     sizes["other tensors"] = report.nbytes - sum(sizes.values())
     shown = [(words, size) for words, size in sizes.items() if size]
     colours = {words: COLOURS[action] for action, words in WORDS.items()}
