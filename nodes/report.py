@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..figures import picture_of
+from ..figures.report import picture_of
 from ..hswq_core import HSWQError, SettingError
 from ..hswq_core.file_report import FileReport, report_file
 from ..hswq_core.session_report import SessionReport, report_session

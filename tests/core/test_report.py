@@ -359,7 +359,7 @@ def test_a_sessions_picture_is_readable(saves, session, tmp_path):
 
 
 def test_a_picture_shows_what_is_kept_in_its_colour(tmp_path, source_of):
-    from hswq.figures import picture_of
+    from hswq.figures.report import picture_of
 
     _, _, theme = figures()
     orange = torch.tensor([int(theme.ORANGE[i : i + 2], 16) / 255 for i in (1, 3, 5)])
@@ -379,7 +379,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from rig import pack
 pack.alias()
-import hswq.figures
+import hswq.figures.report
 assert "matplotlib" not in sys.modules
 """
 
@@ -389,7 +389,7 @@ def test_matplotlib_is_imported_when_the_first_picture_is_drawn():
 
 
 def test_without_matplotlib_the_remedy_is_named(tmp_path, source_of, monkeypatch):
-    from hswq.figures import picture_of
+    from hswq.figures.report import picture_of
 
     report = report_file(write(tmp_path, source_of, plan_of()))
     for name in [name for name in sys.modules if name.startswith(("matplotlib", "hswq.figures."))]:
