@@ -19,9 +19,9 @@ from .states import DEFAULT_STATES
 
 # HSWQ's usual value.
 KEEP_RATIO = 0.25
-# What one doubling of the calls may still change: of the layers' levels, and of the kept layers. Guesses, on the careful
-# side: by one picture, whose levels were 2 to 5 % from those of 32, hswq converted the Flux and the SDXL reference model
-# no worse than by 32.
+# What one doubling of the calls may still change: of the layers' levels, and of the kept layers. Guesses, on the
+# careful side: by one picture, whose levels were 2 to 5 % from those of 32, hswq converted the Flux and the SDXL
+# reference model no worse than by 32.
 ENOUGH_LEVEL, ENOUGH_KEPT = 0.02, 0.05
 # What counts as about half the calls (guess).
 HALF = (0.25, 0.7)
