@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -132,6 +132,12 @@ def _info(path: Path, key: str, record: Mapping[str, object]) -> TensorInfo:
     if not isinstance(shape, list):
         raise FileError(f"File {path.name}, tensor {key}", got=shape, expected="a shape", remedy="Download it again.")
     return TensorInfo(dtype, tuple(shape))
+
+
+def model_prefix(keys: Iterable[str]) -> str:
+    """What the diffusion model's keys begin with in a file of these keys; "" where they begin with nothing."""
+    known = list(keys)
+    return next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in known)), "")
 
 
 def source_hash(source: TensorSource) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import PREFIXES, FileSource, TensorInfo
+from .checkpoint import FileSource, TensorInfo, model_prefix
 from .convert import source_layers
 from .errors import FileError
 from .families import GENERIC, detect_family
@@ -48,7 +48,7 @@ class FileModel:
         self.preset = preset
         self.source = Remaining(FileSource(path, device), preset)
         keys = list(self.source.entries)
-        self.prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in keys)), "")
+        self.prefix = model_prefix(keys)
         inner = {key[len(self.prefix) :]: self.source.entries[key] for key in keys if key.startswith(self.prefix)}
         self.family = detect_family({key: info.shape for key, info in inner.items()})
         if session is None and self.family.name == GENERIC.name:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 from .checkpoint import TensorSource, source_hash
-from .errors import FileError
+from .errors import FileError, LayerError
 from .formats import FORMATS
-from .plan import KEEP, Plan
+from .plan import KEEP, LayerPlan, Plan
 from .session import Session
 
 HEADER_KEY, PLAN_KEY = "hswq", "hswq_plan"
@@ -52,7 +53,7 @@ def declared_format(metadata: Mapping[str, str] | None, file_name: str) -> str |
     try:
         record = json.loads(text)
         version, name = record["version"], record["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _bad(
             file_name, f"unreadable ({type(error).__name__}: {error})", "JSON with version and format"
         ) from error
@@ -63,7 +64,40 @@ def declared_format(metadata: Mapping[str, str] | None, file_name: str) -> str |
     return str(name)
 
 
+def declared_plan(metadata: Mapping[str, str], file_name: str) -> Plan | None:
+    """The plan a file was written by, None if it holds none.
+
+    Raises:
+        FileError: it is damaged, or holds numbers no conversion makes.
+    """
+    text = metadata.get(PLAN_KEY)
+    if text is None:
+        return None
+    try:
+        plan = Plan.from_json(text)
+        for layer in plan.layers:
+            _require_sound(layer)
+        plan.require_closed(len(plan.layers))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, LayerError) as error:
+        raise _bad(file_name, f"unreadable ({type(error).__name__}: {error})", "a plan", key=PLAN_KEY) from error
+    return plan
+
+
+def _require_sound(layer: LayerPlan) -> None:
+    """Raise ValueError for what no conversion makes; files come from strangers."""
+    words = (layer.name, layer.kind, layer.action, layer.reason)
+    numbers = (layer.amax, layer.sensitivity, layer.change or 0.0, layer.input_amax)
+    if not all(isinstance(word, str) for word in words) or not all(isinstance(n, int) and n > 0 for n in layer.shape):
+        raise ValueError(f"a layer {layer.name!r} of shape {layer.shape!r}")
+    if not all(math.isfinite(n) for n in (*numbers, layer.sqnr_db or 0.0)) or min(numbers) < 0:
+        raise ValueError(f"layer {layer.name} with the numbers {numbers}, {layer.sqnr_db}")
+
+
 def _bad(
-    file_name: str, got: str, expected: str, remedy: str = "The file is damaged: convert or download it again."
+    file_name: str,
+    got: str,
+    expected: str,
+    remedy: str = "The file is damaged: convert or download it again.",
+    key: str = HEADER_KEY,
 ) -> FileError:
-    return FileError(f"File {file_name}, header entry {HEADER_KEY}", got=got, expected=expected, remedy=remedy)
+    return FileError(f"File {file_name}, header entry {key}", got=got, expected=expected, remedy=remedy)

@@ -76,6 +76,11 @@ class LayerStats:
         return self.abs_sum / max(self.in_calls, 1)
 
     @property
+    def level(self) -> float:
+        """Mean |input| over channels and calls; 0 for a layer never called."""
+        return self.abs_sum.sum().item() / (len(self.abs_sum) * max(self.in_calls, 1))
+
+    @property
     def input_mean(self) -> torch.Tensor:
         """E[x_c], float64 [C_in]."""
         return self.mean_sum / max(self.in_calls, 1)

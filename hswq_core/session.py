@@ -4,7 +4,7 @@ File: ``torch.save`` of plain containers and tensors, readable with ``weights_on
 
     {"type": "hswq_session", "version": 1,
      "meta": {"family", "layout", "weights" float32 [n·4], "calls", "images", "steps" {steps: runs},
-              "created", "updated"},
+              "created", "updated", "history" (may be missing, see ``history``)},
      "layers": {name: {"kind", "shape", "in_calls", "out_calls", "out_sum", "out_sq_sum",
                        "abs_sum" float64 [C_in], "mean_sum" float64 [C_in], "input_amax"}}}
 """
@@ -23,6 +23,7 @@ import torch
 from .atomic import atomic_file
 from .errors import SessionError
 from .fingerprint import SAMPLES_PER_LAYER, Fingerprint, layout_hash
+from .history import History, from_record, joined, point_of, to_record
 from .observer import LAYER_KINDS, LayerStats
 
 SESSION_TYPE = "hswq_session"
@@ -59,6 +60,7 @@ class Session:
         images: pictures whose sampling was started.
         steps: sampler steps -> number of sampling runs with so many.
         created, updated: seconds since the epoch.
+        history: how it stood at earlier saves.
     """
 
     family: str
@@ -69,6 +71,7 @@ class Session:
     steps: dict[int, int] = field(default_factory=dict)
     created: float = field(default_factory=time.time)
     updated: float = field(default_factory=time.time)
+    history: History = ()
 
     def merge(self, other: Session) -> None:
         """Add ``other`` (same model): two half sessions give the whole one, exactly up to float64 addition.
@@ -85,6 +88,11 @@ class Session:
             self.steps[steps] = self.steps.get(steps, 0) + runs
         self.created = min(self.created, other.created)
         self.updated = max(self.updated, other.updated)
+        self.history = joined(self.history, other.history)
+
+    def remember(self) -> None:
+        """Note in the history how it stands now."""
+        self.history = joined(self.history, [point_of(self.layers, self.calls, self.images)])
 
     def require_statistics(self, what: str) -> None:
         """Raise SessionError if nothing was recorded."""
@@ -112,6 +120,7 @@ def save_session(session: Session, path: Path) -> None:
         "steps": dict(session.steps),
         "created": session.created,
         "updated": session.updated,
+        **({"history": to_record(session.history)} if session.history else {}),
     }
     layers = _layer_records(session.layers)
     with atomic_file(path) as temporary:
@@ -200,6 +209,7 @@ def _session(meta: dict[str, Any], records: dict[str, Any], path: Path) -> Sessi
         steps={int(steps): int(runs) for steps, runs in meta["steps"].items()},
         created=float(meta["created"]),
         updated=float(meta["updated"]),
+        history=from_record(meta.get("history"), len(layers), int(meta["calls"])),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import SessionError
@@ -42,5 +43,10 @@ def split_states(states: list[State]) -> Split:
         )
     decide = max(1, round(DECIDE_SHARE * len(states)))
     fit = min(max(2, round(FIT_SHARE * len(states))), len(states) - decide - 1)
-    few = len({state.prompt for state in states}) < ENOUGH_PROMPTS
+    few = count_prompts(states) < ENOUGH_PROMPTS
     return Split(states[:fit], states[fit : fit + decide], states[fit + decide :], few)
+
+
+def count_prompts(states: Iterable[State]) -> int:
+    """How many prompts they show; an empty negative one counts too."""
+    return len({state.prompt for state in states})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import folder_paths
@@ -44,6 +45,23 @@ def listed_path(file: str) -> Path:
             remedy="Press R to list the files anew, and choose one.",
         )
     return Path(path)
+
+
+def given_path(path: str) -> Path:
+    """A file that a workflow names by its path. Raises SettingError for any outside of ComfyUI's folders of models."""
+    # Not resolved: people link their folders of models to other disks.
+    whole = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve follows links
+    roots = [folder_paths.get_output_directory(), folder_paths.models_dir]
+    roots += [root for folder in FOLDERS for root in folder_paths.get_folder_paths(folder)]
+    inside = any(whole.is_relative_to(os.path.abspath(root)) for root in roots)  # noqa: PTH100
+    if not inside or whole.suffix != EXTENSION or not whole.is_file():
+        raise SettingError(
+            "path",
+            got=repr(path),
+            expected=f"a {EXTENSION} file in ComfyUI's output folder or its folders of models",
+            remedy="Connect the path output of HSWQ Converter or HSWQ File Converter, or choose a file instead.",
+        )
+    return whole
 
 
 def convert_listed(

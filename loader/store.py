@@ -63,6 +63,8 @@ def add_to_session(path: Path, part: Session, info: ModelInfo) -> Session:
             whole.merge(part)
         else:
             whole = part
+        if whole.calls:
+            whole.remember()
         save_session(whole, path)
     return whole
 

@@ -11,6 +11,7 @@ from .compare import HSWQCompare
 from .converter import HSWQConverter
 from .file_converter import HSWQFileConverter
 from .loaders import HSWQDiffusionModelLoader, HSWQLoader
+from .report import HSWQReport
 from .status import show_text
 
 NODES: list[type[io.ComfyNode]] = [
@@ -20,6 +21,7 @@ NODES: list[type[io.ComfyNode]] = [
     HSWQLoader,
     HSWQDiffusionModelLoader,
     HSWQCompare,
+    HSWQReport,
 ]
 
 

@@ -84,7 +84,7 @@ def _session_rows(session: Session) -> list[Row]:
             "shape": "x".join(map(str, stats.shape)),
             "calls": stats.in_calls,
             "sensitivity": stats.sensitivity,
-            "mean |input|": float(stats.importance.mean()) if stats.in_calls else None,
+            "mean |input|": stats.level if stats.in_calls else None,
             "largest input": stats.input_amax,
         }
         for name, stats in session.layers.items()
