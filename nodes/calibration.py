@@ -57,8 +57,8 @@ class HSWQCalibration(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="A text encoder to record too, while it encodes prompts: output/hswq_stats/"
-                    "<session>_<encoder>.pt, for HSWQ File Converter. Prompts must then get this node's clip.",
+                    tooltip="A text encoder to record too, while it encodes prompts: a session of its own for each "
+                    "encoder, for HSWQ File Converter. Prompts must then get this node's clip.",
                 ),
             ],
             outputs=[

@@ -73,7 +73,7 @@ class HSWQConverter(io.ComfyNode):
                     default="",
                     advanced=True,
                     tooltip="Put before the file's name, with / for a subfolder. "
-                    "The rest is <model>_hswq_r<calls>_<budget>_<format>.",
+                    "The rest says the model, the calls, the budget and the format.",
                 ),
                 io.Float.Input(
                     "target_mb",
