@@ -28,6 +28,7 @@ class HSWQCalibration(io.ComfyNode):
             category="HSWQ",
             description="Put it between model loader and sampler and generate as usual: statistics of every layer "
             "add up in output/hswq_stats, over runs and restarts. The picture does not change.",
+            search_aliases=["calibrate", "quantize", "fp8", "statistics", "activations"],
             inputs=[
                 io.Model.Input("model", tooltip="The unquantized (FP16/BF16) model."),
                 io.String.Input(
@@ -40,6 +41,7 @@ class HSWQCalibration(io.ComfyNode):
                     default=50,
                     min=1,
                     max=100000,
+                    advanced=True,
                     tooltip="Model calls between two saves within a run. The end of a run always saves.",
                 ),
                 io.Int.Input(
@@ -48,22 +50,31 @@ class HSWQCalibration(io.ComfyNode):
                     min=0,
                     max=1024,
                     optional=True,
+                    advanced=True,
                     tooltip="Model calls kept beside the statistics, a random sample of all runs. The converter runs "
                     "the model on them again. 0: none.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="A text encoder to record too, while it encodes prompts: output/hswq_stats/"
-                    "<session>_<encoder>.pt, for HSWQ File Converter. Prompts must then get this node's clip.",
+                    tooltip="A text encoder to record too, while it encodes prompts: a session of its own for each "
+                    "encoder, for HSWQ File Converter. Prompts must then get this node's clip.",
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model"), io.Clip.Output(display_name="clip")],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="The same model, recorded while it draws. Connect the sampler here."
+                ),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="The same text encoder, recorded while it encodes prompts. Nothing without the input clip.",
+                ),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, session: str) -> bool | str:
+    def validate_inputs(cls, session: str | None) -> bool | str:
         """A bad name is refused when the workflow is queued, before anything runs."""
         return check_session_name(session)
 

@@ -31,6 +31,7 @@ class HSWQConverter(io.ComfyNode):
             "output/checkpoints (with clip and vae connected) or output/diffusion_models, where ComfyUI's loaders "
             "find it.",
             is_output_node=True,
+            search_aliases=["quantize", "fp8", "float8", "e4m3fn", "convert model", "save fp8", "compress"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that was calibrated; connected LoRAs are merged."),
                 io.String.Input("session", default=DEFAULT_SESSION, tooltip="Name of the calibration session."),
@@ -55,7 +56,8 @@ class HSWQConverter(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.5,
-                    tooltip="model_aware: how much larger the file may be than with every layer in 8 bits.",
+                    tooltip="model_aware: how much larger the file may be than with every layer in 8 bits. "
+                    "3 is plenty.",
                 ),
                 io.Float.Input(
                     "keep_ratio",
@@ -63,13 +65,15 @@ class HSWQConverter(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
+                    advanced=True,
                     tooltip="hswq: share of the layers kept in FP16. More is better and bigger.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="",
+                    advanced=True,
                     tooltip="Put before the file's name, with / for a subfolder. "
-                    "The rest is <model>_hswq_r<calls>_<budget>_<format>.",
+                    "The rest says the model, the calls, the budget and the format.",
                 ),
                 io.Float.Input(
                     "target_mb",
@@ -78,6 +82,7 @@ class HSWQConverter(io.ComfyNode):
                     max=1000000.0,
                     step=1.0,
                     optional=True,
+                    advanced=True,
                     tooltip="model_aware: size of the whole file in MB, instead of extra_percent. 0: not used.",
                 ),
                 io.Combo.Input(
@@ -85,6 +90,7 @@ class HSWQConverter(io.ComfyNode):
                     options=list(GRANULARITIES),
                     default=TENSOR,
                     optional=True,
+                    advanced=True,
                     tooltip="model_aware, v2: one scale for a whole layer, or for each of its output channels. "
                     "Worth little on the models it was measured on; only HSWQ Loader reads it.",
                 ),
@@ -95,11 +101,18 @@ class HSWQConverter(io.ComfyNode):
                     max=MOST_LOSS_DB,
                     step=1.0,
                     optional=True,
+                    advanced=True,
                     tooltip="model_aware, comfy: cards with FP8 compute multiply in 8 bits in as many layers as this "
                     "loss allows, in dB of the model's output. Faster, less exact. 0: none, 3: careful, 100: all.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="With vae: write a whole checkpoint."),
-                io.Vae.Input("vae", optional=True, tooltip="With clip: write a whole checkpoint."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="With vae: write a whole checkpoint; the text encoder in it is not quantized.",
+                ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="With clip: write a whole checkpoint; the VAE in it is not quantized."
+                ),
                 io.AnyType.Input(
                     "after",
                     optional=True,
@@ -107,20 +120,25 @@ class HSWQConverter(io.ComfyNode):
                     "the conversion then waits for it, and one Run calibrates and converts.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="path"), io.String.Output(display_name="report")],
+            outputs=[
+                io.String.Output(display_name="path", tooltip="Where the written file lies."),
+                io.String.Output(
+                    display_name="report", tooltip="What was quantized, kept and skipped, and what was measured."
+                ),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, session: str) -> bool | str:
+    def validate_inputs(cls, session: str | None) -> bool | str:
         """A bad name is refused when the workflow is queued, before anything runs."""
         return check_session_name(session)
 
     @classmethod
-    def fingerprint_inputs(cls, session: str, **inputs: Any) -> tuple[Any, ...]:
+    def fingerprint_inputs(cls, session: str | None, **inputs: Any) -> tuple[Any, ...]:
         """Convert again whenever the session has grown, though no widget changed."""
         try:
-            stat = path_of(session).stat()
+            stat = path_of(session or "").stat()  # None: linked, not known yet
         except (HSWQError, OSError):
             return (time.time(),)
         return (stat.st_mtime_ns, stat.st_size)

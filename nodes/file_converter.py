@@ -29,6 +29,7 @@ class HSWQFileConverter(io.ComfyNode):
             description="Writes a .safetensors file as FP8 without loading the model: text encoders, and models that "
             "are larger than your memory. For diffusion models that fit, HSWQ Converter (model_aware) is much better.",
             is_output_node=True,
+            search_aliases=["quantize", "fp8", "float8", "text encoder", "t5xxl", "convert file", "compress"],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -54,6 +55,7 @@ class HSWQFileConverter(io.ComfyNode):
                     "preset",
                     options=list(PRESETS),
                     default=AUTO,
+                    advanced=True,
                     tooltip="; ".join(f"{row.name}: {row.help}" for row in PRESETS.values()),
                 ),
                 io.String.Input(
@@ -66,29 +68,34 @@ class HSWQFileConverter(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
+                    advanced=True,
                     tooltip="hswq: share of the layers kept in FP16. More is better and bigger.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="",
                     optional=True,
+                    advanced=True,
                     tooltip="Put before the file's name, with / for a subfolder.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="path"), io.String.Output(display_name="report")],
+            outputs=[
+                io.String.Output(display_name="path", tooltip="Where the written file lies."),
+                io.String.Output(display_name="report", tooltip="What was quantized, kept and skipped."),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, session: str = "") -> bool | str:
+    def validate_inputs(cls, session: str | None = "") -> bool | str:
         """A bad name is refused when the workflow is queued, before anything runs."""
         return check_session_name(session) if session else True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, session: str = "", **_: Any) -> tuple[Any, ...]:
+    def fingerprint_inputs(cls, file: str | None, session: str | None = "", **_: Any) -> tuple[Any, ...]:
         """Convert again whenever the file was replaced or the session has grown, though no widget changed."""
         try:
-            paths = [listed_path(file), *([path_of(session)] if session else [])]
+            paths = [listed_path(file or ""), *([path_of(session)] if session else [])]
             return tuple(astuple(Stamp.of(path)) for path in paths)
         except (HSWQError, OSError):
             return ()  # executing says what is wrong

@@ -59,6 +59,7 @@ class HSWQLoader(io.ComfyNode):
             display_name="HSWQ Loader",
             category="HSWQ",
             description=f"{OPENS} Text encoder and VAE load as in Load Checkpoint.",
+            search_aliases=["load fp8", "fp8 checkpoint", "quantized checkpoint", "load checkpoint"],
             inputs=[
                 io.Combo.Input(
                     "ckpt_name",
@@ -67,11 +68,15 @@ class HSWQLoader(io.ComfyNode):
                 ),
                 *options(),
             ],
-            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+            outputs=[
+                io.Model.Output(tooltip="The diffusion model, FP8 in memory; for samplers, LoRA loaders and patches."),
+                io.Clip.Output(tooltip="The checkpoint's text encoder, for prompts."),
+                io.Vae.Output(tooltip="The checkpoint's VAE, for latents to pictures and back."),
+            ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, ckpt_name: str, **_: Any) -> tuple[int, ...]:
+    def fingerprint_inputs(cls, ckpt_name: str | None, **_: Any) -> tuple[int, ...]:
         """A file converted anew under the same name is opened anew."""
         return _stamp("checkpoints", ckpt_name)
 
@@ -93,6 +98,7 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
             display_name="HSWQ Diffusion Model Loader",
             category="HSWQ",
             description=OPENS,
+            search_aliases=["load fp8", "fp8 unet", "quantized model", "load diffusion model"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -101,11 +107,13 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
                 ),
                 *options(),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[
+                io.Model.Output(tooltip="The diffusion model, FP8 in memory; for samplers, LoRA loaders and patches.")
+            ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, ...]:
+    def fingerprint_inputs(cls, model_name: str | None, **_: Any) -> tuple[int, ...]:
         """A file converted anew under the same name is opened anew."""
         return _stamp("diffusion_models", model_name)
 
@@ -116,7 +124,7 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
         return io.NodeOutput(open_diffusion_model(path, Opening(**options)))
 
 
-def _stamp(folder: str, name: str) -> tuple[int, ...]:
-    """Of the file, nothing if it is gone: loading it says so."""
-    path = folder_paths.get_full_path(folder, name)
+def _stamp(folder: str, name: str | None) -> tuple[int, ...]:
+    """Of the file; nothing if its name is linked and not known yet, or if it is gone: loading it says so."""
+    path = folder_paths.get_full_path(folder, name) if name else None
     return astuple(Stamp.of(Path(path))) if path else ()

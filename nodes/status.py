@@ -14,8 +14,10 @@ from ..hswq_core.plan import time_left
 from ..loader.store import path_of
 
 
-def check_session_name(session: str) -> bool | str:
-    """True, or the message ComfyUI shows at the input."""
+def check_session_name(session: str | None) -> bool | str:
+    """True, or the message ComfyUI shows at the input; None is a linked name, known only when the node runs."""
+    if session is None:
+        return True
     try:
         path_of(session)
     except SettingError as error:
