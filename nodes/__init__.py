@@ -8,11 +8,14 @@ from .calibration import HSWQCalibration
 from .converter import HSWQConverter
 from .file_converter import HSWQFileConverter
 from .loaders import HSWQDiffusionModelLoader, HSWQLoader
+from .merge_sessions import HSWQMergeSessions
+from .routes import add_routes
 
 NODES: list[type[io.ComfyNode]] = [
     HSWQCalibration,
     HSWQConverter,
     HSWQFileConverter,
+    HSWQMergeSessions,
     HSWQLoader,
     HSWQDiffusionModelLoader,
 ]
@@ -28,4 +31,5 @@ class HSWQExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> HSWQExtension:
     """ComfyUI's entry point for V3 packs."""
+    add_routes()
     return HSWQExtension()

@@ -14,10 +14,11 @@ from ..hswq_core.plan import time_left
 from ..loader.store import path_of
 
 
-def check_session_name(session: str) -> bool | str:
-    """True, or the message ComfyUI shows at the input."""
+def check_session_name(session: str | None) -> bool | str:
+    """True, or the message ComfyUI shows at the input; None, a linked input, is checked when the node runs."""
     try:
-        path_of(session)
+        if session is not None:
+            path_of(session)
     except SettingError as error:
         return str(error)
     return True
