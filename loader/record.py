@@ -125,12 +125,12 @@ class Recorder:
         self._failed = False
 
     def status(self, name: str = "") -> str:
-        """Status line: "SDXL · 794 layers · 312 calls · saved 14:02"; calls that are not saved yet count too.
+        """Status line: "SDXL · 794 layers · 312 calls · saved 14:02"; calls that are unsaved count too.
 
         Args:
             name: what to call the model, if not by its family.
         """
-        saved = "not saved yet" if self.saved is None else time.strftime("saved %H:%M", time.localtime(self.saved))
+        saved = "unsaved" if self.saved is None else time.strftime("saved %H:%M", time.localtime(self.saved))
         last = "saving failed, see the log" if self._failed else saved
         layers, calls = len(self.part.layers), self.calls + self.part.calls
         return " · ".join([name or self.part.family, f"{layers} layers", f"{calls} calls", last])

@@ -139,8 +139,8 @@ def test_the_node_says_what_it_records(server, models):
             lambda: any(re.fullmatch(r"Flux · 26 layers · 5 calls · saved \d\d:\d\d", s) for s in heard.progress_text())
         )
         said = [text for text in heard.progress_text() if text.startswith("Flux · ")]
-    assert said[0] == "Flux · 26 layers · 0 calls · not saved yet"
-    assert any(re.fullmatch("Flux · 26 layers · [1-4] calls · not saved yet", text) for text in said)
+    assert said[0] == "Flux · 26 layers · 0 calls · unsaved"
+    assert any(re.fullmatch("Flux · 26 layers · [1-4] calls · unsaved", text) for text in said)
     assert len(said) < 5  # 2.5 s: not one for each call
     prompt["sampler"]["inputs"]["seed"] += 1
     with server.client.listen() as heard:

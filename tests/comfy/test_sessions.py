@@ -204,6 +204,28 @@ def test_damaged_files_are_listed_and_break_nothing(server, halves, folder):
         (folder / "odd_folder.pt").rmdir()
 
 
+def test_a_session_that_has_not_changed_is_not_read_again(comfy, server, halves, folder, tmp_path):
+    import folder_paths
+    from hswq.loader import listing
+
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    try:
+        assert listing.saved_sessions() == []  # not even a folder
+        shutil.copytree(
+            folder, tmp_path / "hswq_stats", ignore=lambda _, names: [n for n in names if "half_a" not in n]
+        )
+        first, read = listing.saved_sessions(), listing._read.cache_info().misses
+        assert len(first) > 1
+        assert listing.saved_sessions() == first
+        assert listing._read.cache_info().misses == read
+        (tmp_path / "hswq_stats" / "half_a.pt").touch()
+        listing.saved_sessions()
+        assert listing._read.cache_info().misses == read + 1
+    finally:
+        folder_paths.set_output_directory(before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no such file names")
 def test_a_name_that_no_session_may_have_is_listed_as_such(server, folder):
     folder.mkdir(exist_ok=True)

@@ -26,8 +26,9 @@ const STYLE = `
   border-color: var(--border-color, #4e4e4e); }
 .hswq-dialog .hswq-buttons button:hover { background: var(--content-hover-bg, #ffffff14); }
 .hswq-dialog .hswq-buttons .hswq-first { margin-right: auto; }
-.hswq-dialog .hswq-buttons .hswq-primary { color: #fff; background: #2563eb; border-color: #2563eb; }
-.hswq-dialog .hswq-buttons .hswq-primary:hover { background: #1d4ed8; }
+.hswq-dialog .hswq-buttons .hswq-primary { color: #fff; background: var(--primary-background, #0b8ce9);
+  border-color: transparent; }
+.hswq-dialog .hswq-buttons .hswq-primary:hover { background: var(--primary-background-hover, #0a7cd0); }
 `;
 const STYLE_ID = "hswq-style";
 

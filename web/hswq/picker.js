@@ -4,12 +4,13 @@ import { element, openDialog } from "./dialog.js";
 
 const SEPARATOR = " · ";
 
-// "SDXL · 794 layers · 312 calls · 8 images · 32 states · 22 Nov 2025, 14:02"; null: nothing known about it
+// "SDXL · 794 layers · 312 calls · 8 images · 32 states · 22 Nov 2025, 14:02", without what there is none of
 function content(row) {
-  const counts = ["layers", "calls", "images", "states"].filter((key) => row[key] != null);
+  const counts = ["layer", "call", "image", "state"].filter((key) => row[`${key}s`]);
+  const amount = (key) => `${row[`${key}s`]} ${key}${row[`${key}s`] === 1 ? "" : "s"}`;
   const time = { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit" };
   const updated = new Date(row.updated * 1000).toLocaleString([], time);
-  return [row.family, ...counts.map((key) => `${row[key]} ${key}`), updated].join(SEPARATOR);
+  return [row.family, ...counts.map(amount), updated].join(SEPARATOR);
 }
 
 // Why a session cannot be chosen here; null if it can.
