@@ -273,7 +273,6 @@ def test_the_node_shows_what_it_records(fresh, server, models):
     calibration = prompts.node("HSWQCalibration", model=["model", 0], session="page_line", save_every=50, states=4)
     slow = prompts.node("RigTrouble", model=["model", 0], mode="slow", at=1, seconds=1.5)
     prompt = prompts.insert(prompts.insert(prompt, "calibration", calibration), "trouble", slow)
-    fresh.reload()  # the page reads the lists of models when it opens
     fresh.from_api(prompt)
     shown = """pattern => app.graph.nodes.find(node => node.type === 'HSWQCalibration')
         .widgets.some(widget => new RegExp(pattern).test(String(widget.value)))"""
