@@ -39,7 +39,12 @@ class HSWQMergeSessions(io.ComfyNode):
                     "name", default="merged", tooltip="Name of the new session. An existing one is never changed."
                 ),
             ],
-            outputs=[io.String.Output(display_name="session"), io.String.Output(display_name="report")],
+            outputs=[
+                io.String.Output(
+                    display_name="session", tooltip="The new session's name, for HSWQ Converter's session."
+                ),
+                io.String.Output(display_name="report", tooltip="What went in and what came out."),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -15,10 +15,11 @@ from ..loader.store import path_of
 
 
 def check_session_name(session: str | None) -> bool | str:
-    """True, or the message ComfyUI shows at the input; None, a linked input, is checked when the node runs."""
+    """True, or the message ComfyUI shows at the input; None is a linked name, known only when the node runs."""
+    if session is None:
+        return True
     try:
-        if session is not None:
-            path_of(session)
+        path_of(session)
     except SettingError as error:
         return str(error)
     return True
