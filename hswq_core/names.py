@@ -6,6 +6,7 @@ A workflow may come from a stranger: a name never leaves the folder it belongs t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from .errors import SettingError
@@ -15,6 +16,7 @@ MAX_BYTES = 200
 # File systems allow 255 bytes; a file is written as "<name>.xxxxxxxx.tmp" first.
 MAX_FILE_NAME_BYTES = 255 - len(".xxxxxxxx.tmp")
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+_NUMBERED = re.compile(r"^(.*)_([0-9]{1,3})$")
 # Windows device names, reserved with or without an extension.
 _RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[\d¹²³]|lpt[\d¹²³])(\..*)?$")
 
@@ -50,6 +52,25 @@ def check_name(name: str, what: str) -> str:
 def session_path(folder: Path, session: str) -> Path:
     """``<folder>/<session>.pt`` for a checked session name."""
     return folder / f"{check_name(session, 'Session name')}.pt"
+
+
+def free_name(name: str, taken: Callable[[str], bool]) -> str:
+    """The first free name after ``name``: session_01 -> session_02, foo -> foo_02.
+
+    Args:
+        name: a checked name.
+        taken: whether a name is in use.
+    """
+    numbered = _NUMBERED.match(name)
+    base, digits = numbered.groups() if numbered else (name, "01")
+    number, free = int(digits), name
+    while free == name or taken(free):
+        number += 1
+        tail = f"_{number:0{len(digits)}}"
+        while len(base + tail) > MAX_LENGTH or len((base + tail).encode(errors="replace")) > MAX_BYTES:
+            base = base[:-1]
+        free = base + tail
+    return free
 
 
 def output_path(folder: Path, prefix: str, stem: str) -> Path:

@@ -214,6 +214,19 @@ def load_states(path: Path, fingerprint: Fingerprint, capacity: int) -> Sample:
     return sample
 
 
+def count_states(path: Path) -> int:
+    """How many states are at ``path``, by its header alone.
+
+    Raises:
+        SessionError: missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return len(json.loads((file.metadata() or {})[HEADER_KEY])["states"])
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
 def _parsed(header: dict[str, Any], tensors: dict[str, torch.Tensor], capacity: int) -> Sample:
     if header["version"] != VERSION:
         raise ValueError(f"version {header['version']!r}, this release reads {VERSION}")

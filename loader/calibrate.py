@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,34 +20,33 @@ from comfy.patcher_extension import WrappersMP
 from ..hswq_core import SettingError
 from ..hswq_core.atomic import require_writable
 from ..hswq_core.states import DEFAULT_STATES, SCHEDULE, Sample, capture
-from .model import ModelInfo, inspect_model, layer_modules
-from .record import HookSet, Recorder, status
-from .store import add_states, open_session
+from .model import inspect_model, layer_modules
+from .record import HookSet, Recorder
+from .store import add_states
 
 _COMPILE_KEY = "torch.compile"
 # Arguments of ``apply_model`` after x and sigma, as ComfyUI hands them to its wrappers.
 _ARGUMENTS = ("c_concat", "c_crossattn", "control", "transformer_options")
 # What of transformer_options belongs to a call; the rest are patches, which the MODEL brings along.
 _OPTIONS = (SCHEDULE,)
+# Between two reports within a run, at least; calls may follow each other within milliseconds.
+REPORT_SECONDS = 1.0
 
 
 class Calibrator:
     """One session being filled by one MODEL.
 
     Args:
-        path: the session's file.
-        info: of the model the node got.
+        record: of the session and the model the node got.
         save_every: model calls between saves within a run; the end of a run always saves.
         sample: empty, for the model calls to keep.
-        report: told one line after each save.
+        report: told one line when a run begins, once a second while it lasts, and after each save.
     """
 
-    def __init__(
-        self, path: Path, info: ModelInfo, save_every: int, sample: Sample, report: Callable[[str], None]
-    ) -> None:
-        self.path, self.info, self.save_every, self.report = path, info, save_every, report
-        self._record = Recorder(path, info)
-        self._sample, self._states = sample, 0  # those in memory, and how many are saved
+    def __init__(self, record: Recorder, save_every: int, sample: Sample, report: Callable[[str], None]) -> None:
+        self.save_every, self.report = save_every, report
+        self._record, self._sample = record, sample
+        self._reported = 0.0
         self._hooks: dict[int, HookSet] = {}
         self._lock = threading.RLock()
         self._running = 0
@@ -60,6 +60,7 @@ class Calibrator:
         refuse_compiled(executor.class_obj.model_patcher)
         with self._lock:
             self._running += 1
+            self._report()
         try:
             return executor(noise, latent, sampler, sigmas, *a, **k)
         finally:
@@ -101,6 +102,8 @@ class Calibrator:
         # Other threads (MultiGPU) may be in the middle of a call: save when none is.
         if self._calls_since_save >= self.save_every and not self._in_flight:
             self._save()
+        elif time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._report()
 
     def _close_run(self, images: int, steps: int) -> None:
         for hooks in self._hooks.values():
@@ -122,15 +125,18 @@ class Calibrator:
         self._calls_since_save = 0
         if self._record.refuse_bad():
             self._sample = self._sample.emptied()
-        whole = self._record.save(self._add_states)
-        if whole is not None:
-            self.report(status(self.path, whole, f"{self._states} states"))
+        self._record.save(self._add_states)
+        self._report()
+
+    def _report(self) -> None:
+        self._reported = time.monotonic()
+        self.report(self._record.status())
 
     def _add_states(self) -> None:
         """Merge into the file beside; in a long session most saves have no new state, and leave it alone."""
         if self._sample.states:
-            kept = add_states(self.path, self._sample, self.info)
-            self._sample, self._states = self._sample.emptied(kept.ceiling), len(kept.states)
+            kept = add_states(self._record.path, self._sample, self._record.info)
+            self._sample = self._sample.emptied(kept.ceiling)
 
 
 def call_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -171,10 +177,10 @@ def calibrated(
     refuse_compiled(model)
     info = inspect_model(model)
     require_writable(path.parent)
-    seen = open_session(path, info).calls if path.exists() else 0
+    record = Recorder(path, info)
     # The same runs keep the same calls: which ones is random, but not by the clock.
-    rng = random.Random(f"{path.stem} {seen}")  # noqa: S311 - a sample, no secret
-    calibrator = Calibrator(path, info, save_every, Sample(states, rng=rng), report)
+    rng = random.Random(f"{path.stem} {record.calls}")  # noqa: S311 - a sample, no secret
+    calibrator = Calibrator(record, save_every, Sample(states, rng=rng), report)
     clone = model.clone()
     key = wrapper_key(path)  # two nodes of one session in series record once, of two sessions both record
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)

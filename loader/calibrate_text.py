@@ -12,8 +12,7 @@ import torch
 from ..hswq_core import LayerError
 from ..hswq_core.atomic import require_writable
 from .model import ModelInfo, inspect_layers, is_eight_bit, layer_modules
-from .record import HookSet, Recorder, status
-from .store import open_session
+from .record import HookSet, Recorder
 
 ENCODE = "encode_token_weights"
 # ComfyUI makes it where a file has none.
@@ -28,6 +27,9 @@ class TextCalibrator:
         path: the MODEL's session; an encoder's lies beside it, see ``encoder_path``.
         encoders: {name: (its layers, their identity)}.
         report: told one line after each save.
+
+    Raises:
+        SessionError: the session of an encoder is damaged, or of another one.
     """
 
     def __init__(
@@ -52,20 +54,20 @@ class TextCalibrator:
                 for hook_set in hooks.values():
                     hook_set.remove()
             for name, hook_set in hooks.items():
-                self._close(self._records[name], hook_set)
+                self._close(name, hook_set)
         return encoded
 
-    def _close(self, record: Recorder, hooks: HookSet) -> None:
+    def _close(self, name: str, hooks: HookSet) -> None:
         """One prompt more; an encoder that was not used for it records nothing."""
+        record = self._records[name]
         record.drain(hooks)
         if not any(stats.in_calls for stats in record.part.layers.values()):
             return
         record.part.calls += 1
         if record.refuse_bad():
             return
-        whole = record.save()
-        if whole is not None:
-            self.report(status(record.path, whole))
+        record.save()
+        self.report(record.status(name))
 
 
 def encoder_path(path: Path, encoder: str) -> Path:
@@ -92,9 +94,6 @@ def calibrated_clip(clip: Any, path: Path, report: Callable[[str], None]) -> Any
             remedy="Load the original FP16/BF16 text encoder, or disconnect clip.",
         )
     require_writable(path.parent)
-    for name, (_, info) in encoders.items():
-        if encoder_path(path, name).exists():
-            open_session(encoder_path(path, name), info)
     inner = clone.patcher.get_model_object(ENCODE)
     if isinstance(inner, TextCalibrator) and inner.path == path:  # two nodes of one session in series record once
         inner = inner.inner

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ..hswq_core import HSWQError, LayerObserver, Session
+from ..hswq_core import HSWQError, LayerObserver
 from ..hswq_core.observer import LastInput
 from .model import ModelInfo, input_channels
-from .store import add_to_session, new_session
+from .store import add_to_session, new_session, open_session
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +64,24 @@ class Recorder:
     So restarts, dropped node caches and several processes all add up.
 
     Args:
-        path: the session's file.
+        path: the session's file, if there is one yet.
         info: of the model.
 
     Attributes:
         part: what was seen since the last save.
+        calls: how many the file has.
+        saved: when it was written last, seconds since the epoch; None: there is none yet.
+
+    Raises:
+        SessionError: the file is damaged, or of another model.
     """
 
     def __init__(self, path: Path, info: ModelInfo) -> None:
         self.path, self.info = path, info
         self.part = new_session(info)
+        found = open_session(path, info) if path.exists() else None
+        self.calls, self.saved = (found.calls, found.updated) if found else (0, None)
+        self._failed = False
 
     def drain(self, hooks: HookSet) -> None:
         """Take over what the observers have summed up."""
@@ -93,8 +101,8 @@ class Recorder:
             self.part = new_session(self.info)
         return bool(bad)
 
-    def save(self, rest: Callable[[], None] = lambda: None) -> Session | None:
-        """Merge into the file; the whole session as saved, or None if nothing was.
+    def save(self, rest: Callable[[], None] = lambda: None) -> None:
+        """Merge into the file.
 
         A failure is logged and tried again with the next save: it must not end the generation that is running,
         and the statistics stay in memory.
@@ -103,19 +111,26 @@ class Recorder:
             rest: saved after it, under the same rule.
         """
         if not self.part.calls:
-            return None
+            return
         self.part.updated = time.time()
         try:
             whole = add_to_session(self.path, self.part, self.info)
             self.part = new_session(self.info)
+            self.calls, self.saved = whole.calls, whole.updated
             rest()
         except (HSWQError, OSError) as error:
+            self._failed = True
             log.error("HSWQ calibration: %s The statistics are kept in memory until the next save.", error)
-            return None
-        return whole
+            return
+        self._failed = False
 
+    def status(self, name: str = "") -> str:
+        """Status line: "SDXL · 794 layers · 312 calls · saved 14:02"; calls that are unsaved count too.
 
-def status(path: Path, session: Session, *more: str) -> str:
-    """Status line: "session_01: SDXL, 794 layers, 312 calls, 8 images, 32 states, saved 14:02"."""
-    clock = time.strftime("%H:%M", time.localtime(session.updated))
-    return ", ".join([f"{path.stem}: {session.summary()}", *more, f"saved {clock}"])
+        Args:
+            name: what to call the model, if not by its family.
+        """
+        saved = "unsaved" if self.saved is None else time.strftime("saved %H:%M", time.localtime(self.saved))
+        last = "saving failed, see the log" if self._failed else saved
+        layers, calls = len(self.part.layers), self.calls + self.part.calls
+        return " · ".join([name or self.part.family, f"{layers} layers", f"{calls} calls", last])

@@ -11,7 +11,9 @@ from .compare import HSWQCompare
 from .converter import HSWQConverter
 from .file_converter import HSWQFileConverter
 from .loaders import HSWQDiffusionModelLoader, HSWQLoader
+from .merge_sessions import HSWQMergeSessions
 from .report import HSWQReport
+from .routes import add_routes
 from .status import show_text
 
 NODES: list[type[io.ComfyNode]] = [
@@ -20,8 +22,9 @@ NODES: list[type[io.ComfyNode]] = [
     HSWQFileConverter,
     HSWQLoader,
     HSWQDiffusionModelLoader,
-    HSWQCompare,
     HSWQReport,
+    HSWQCompare,
+    HSWQMergeSessions,
 ]
 
 
@@ -29,7 +32,8 @@ class HSWQExtension(ComfyExtension):
     """ComfyUI asks it for the nodes."""
 
     async def on_load(self) -> None:
-        """Watch what is queued, for files that stock loaders would misread."""
+        """Answer the page's scripts, and watch what is queued for files that stock loaders would misread."""
+        add_routes()
         PromptServer.instance.add_on_prompt_handler(watcher(show_text))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

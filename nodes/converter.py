@@ -12,7 +12,7 @@ from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT
 from ..hswq_core.encoding import MOST_LOSS_DB
 from ..hswq_core.formats import GRANULARITIES, TENSOR
 from ..loader.convert import METHODS, Request, convert_model
-from ..loader.store import path_of
+from ..loader.store import path_of, sessions_folder
 from .calibration import DEFAULT_SESSION
 from .status import check_session_name, node_progress, show_text
 
@@ -136,12 +136,13 @@ class HSWQConverter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, session: str | None, **inputs: Any) -> tuple[Any, ...]:
-        """Convert again whenever the session has grown, though no widget changed."""
+        """Convert again whenever the session has grown, though no widget changed; if linked, whenever any has."""
         try:
-            stat = path_of(session or "").stat()  # None: linked, not known yet
+            paths = sorted(sessions_folder().glob("*.pt")) if session is None else [path_of(session)]
+            stats = [path.stat() for path in paths]
         except (HSWQError, OSError):
             return (time.time(),)
-        return (stat.st_mtime_ns, stat.st_size)
+        return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
 
     @classmethod
     def execute(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import safetensors.torch
 import torch
 from hswq.hswq_core import load_session
-from rig import flow, prompts
+from rig import flow, prompts, tiny
 from rig.client import Prompt
 from rig.server import ComfyServer
 from rig.wait import until
@@ -52,8 +54,6 @@ def test_the_latent_is_bit_identical_with_and_without_calibration(server, models
 
 
 def test_sessions_add_up_over_queue_items_a_dropped_cache_and_a_restart(models):
-    from rig import tiny
-
     with ComfyServer([models.testnodes]) as server:
         server.add_model("diffusion_models", tiny.make("flux-tiny"), "flux-tiny.safetensors")
         server.add_model("vae", tiny.make("taef"), "rig-taef.safetensors")
@@ -130,10 +130,40 @@ def test_saves_within_a_run(server, models):
     assert calls(server, "often") == 8
 
 
-def test_the_node_says_what_it_recorded(server, models):
+def test_the_node_says_what_it_records(server, models):
+    """When a run begins, while it lasts, and when it is saved; the node of a second run is cached, the line goes on."""
+    prompt = troubled(models, "says", "slow", at=1, seed=13, steps=5)
     with server.client.listen() as heard:
-        server.client.run(calibrated(models, "says", seed=13)).check()
-        until(lambda: any("says: Flux, 26 layers, 2 calls, 1 images" in text for text in heard.progress_text()))
+        server.client.run(prompt).check()
+        until(
+            lambda: any(re.fullmatch(r"Flux · 26 layers · 5 calls · saved \d\d:\d\d", s) for s in heard.progress_text())
+        )
+        said = [text for text in heard.progress_text() if text.startswith("Flux · ")]
+    assert said[0] == "Flux · 26 layers · 0 calls · unsaved"
+    assert any(re.fullmatch("Flux · 26 layers · [1-4] calls · unsaved", text) for text in said)
+    assert len(said) < 5  # 2.5 s: not one for each call
+    prompt["sampler"]["inputs"]["seed"] += 1
+    with server.client.listen() as heard:
+        server.client.run(prompt).check()
+        until(lambda: any(" · 10 calls · saved " in text for text in heard.progress_text()))
+        said = [text for text in heard.progress_text() if text.startswith("Flux · ")]
+    assert re.fullmatch(r"Flux · 26 layers · 5 calls · saved \d\d:\d\d", said[0])
+
+
+def test_the_node_says_when_saving_fails(comfy, tmp_path, caplog):
+    """A folder takes the session's place while the model draws: the calls stay in memory, the next save has them."""
+    from hswq.loader.calibrate import calibrated as watched
+
+    lines: list[str] = []
+    model = watched(comfy.load_model(tiny.make("flux-tiny")), tmp_path / "fails.pt", 50, lines.append)
+    (tmp_path / "fails.pt").mkdir()
+    comfy.sample(model, steps=2, cfg=1.0)
+    assert lines[-1] == "Flux · 26 layers · 2 calls · saving failed, see the log"
+    assert "kept in memory until the next save" in caplog.text
+    (tmp_path / "fails.pt").rmdir()
+    comfy.sample(model, steps=2, cfg=1.0)
+    assert re.fullmatch(r"Flux · 26 layers · 4 calls · saved \d\d:\d\d", lines[-1])
+    assert load_session(tmp_path / "fails.pt").calls == 4
 
 
 def test_the_shipped_workflow_calibrates_with_its_converter_bypassed(server):

@@ -101,7 +101,7 @@ def planned(job, states, file_format: str = "v2", extra: float = 3.0, progress=n
 def test_calibration_keeps_a_sample_of_single_pictures_calls(calibrated_model, states):
     lines = calibrated_model[2]
     assert len(states) == STATES
-    assert f"{STATES} states" in lines[-1]
+    assert " calls · saved " in lines[-1]
     assert {tuple(state.tensors["x"].shape) for state in states} == {(1, 16, 16, 16)}
     assert {"c_crossattn", "y", "guidance", "sigma"} <= set(states[0].tensors)
     sigmas = [state.tensors["sigma"].item() for state in states]

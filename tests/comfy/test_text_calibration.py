@@ -122,7 +122,7 @@ def test_statistics_are_those_of_plain_hooks(clip, tmp_path):
     assert not layer._forward_hooks
     assert not layer._forward_pre_hooks
     assert load_session(tmp_path / "s_clip_l.pt").calls == 2  # the last encoding was the plain CLIP's
-    assert told[-1].startswith("s_clip_l: CLIP, 72 layers, 2 calls")
+    assert told[-1].startswith("clip_l · 72 layers · 2 calls · saved ")
 
 
 def test_two_nodes_of_one_session_record_once_of_two_both(clip, tmp_path):

@@ -185,7 +185,7 @@ def test_merged_sessions_are_what_one_machine_would_have_recorded(model, tmp_pat
         assert merged.sensitivity == pytest.approx(stats.sensitivity, rel=1e-12)
         assert torch.allclose(merged.importance, stats.importance, rtol=1e-12)
     kept = load_states(states_path(tmp_path / "whole.pt"), fingerprint, 100).states
-    assert [round(state.key, 1) for state in kept] == [0.0, 0.1, 0.2, 0.3]  # the smallest keys of both: as one sample
+    assert [round(state.key, 1) for state in kept] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
 
 def _sample(keys: list[float]) -> Sample:

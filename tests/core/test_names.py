@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from hswq.hswq_core import SettingError
-from hswq.hswq_core.names import MAX_LENGTH, check_name, describe, output_path, session_path
+from hswq.hswq_core.names import MAX_BYTES, MAX_LENGTH, check_name, describe, free_name, output_path, session_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -153,3 +153,30 @@ def test_no_text_leaves_the_folder(tmp_path_factory, session, prefix):
         return
     assert ".." not in path.parts
     assert path.resolve().is_relative_to(folder.resolve())
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "free"),
+    [
+        ("session_01", {"session_01"}, "session_02"),
+        ("session_01", set(), "session_02"),
+        ("session_01", {"session_02", "session_03"}, "session_04"),
+        ("session_9", set(), "session_10"),
+        ("session_099", set(), "session_100"),
+        ("foo", {"foo"}, "foo_02"),
+        ("foo", {"foo", "foo_02"}, "foo_03"),
+        ("sdxl_2024", set(), "sdxl_2024_02"),
+        ("v1.5", set(), "v1.5_02"),
+    ],
+)
+def test_a_free_name(name, taken, free):
+    assert free_name(name, taken.__contains__) == free
+
+
+@pytest.mark.parametrize("name", ["x" * MAX_LENGTH, "\U0001f600" * (MAX_BYTES // 4), "x" * (MAX_LENGTH - 3) + "_99"])
+def test_a_free_name_is_never_too_long(name):
+    taken = {name}
+    for _ in range(3):
+        free = check_name(free_name(name, taken.__contains__), "name")
+        assert free not in taken
+        taken.add(free)

@@ -1,0 +1,24 @@
+"""What the page asks the server for."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+from server import PromptServer
+
+from ..loader.listing import next_free, saved_sessions
+
+SESSIONS = "/hswq/sessions"
+
+
+def add_routes() -> None:
+    """Register them; ComfyUI puts each under /api too."""
+    PromptServer.instance.routes.get(SESSIONS)(_sessions)
+
+
+async def _sessions(request: web.Request) -> web.Response:
+    """``{"sessions": rows, "next": name}``: see ``saved_sessions``; ``next`` is a free name after that in the query."""
+    # Sessions are megabytes: reading them must not keep the server from answering others.
+    rows = await asyncio.to_thread(saved_sessions)
+    return web.json_response({"sessions": rows, "next": next_free(request.query.get("name", ""))})
