@@ -8,9 +8,11 @@ from .calibration import HSWQCalibration
 from .converter import HSWQConverter
 from .file_converter import HSWQFileConverter
 from .loaders import HSWQDiffusionModelLoader, HSWQLoader
+from .prompts import HSWQCalibrationPrompts
 
 NODES: list[type[io.ComfyNode]] = [
     HSWQCalibration,
+    HSWQCalibrationPrompts,
     HSWQConverter,
     HSWQFileConverter,
     HSWQLoader,
