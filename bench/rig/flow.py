@@ -19,7 +19,9 @@ from rig.client import Prompt
 from rig.pack import ROOT
 from rig.server import ComfyServer
 
-CALIBRATE, LOAD = "calibrate_and_convert", "load"
+CALIBRATE, LOAD, COMPARE = "calibrate_and_convert", "load", "compare"
+OVER_PROMPTS = "calibrate_over_prompts"  # one template, for all checkpoints
+WORKFLOWS = ROOT / "workflows"
 STOCK = {"HSWQLoader": "CheckpointLoaderSimple", "HSWQDiffusionModelLoader": "UNETLoader"}
 FOLDER = {"HSWQLoader": "checkpoints", "HSWQDiffusionModelLoader": "diffusion_models"}
 FILE_INPUT = {
@@ -73,9 +75,19 @@ FAMILIES = {
 TRAINED = {"flux": Family("flux", "flux", "diffusion_models", trained=True)}
 
 
-def shipped(family: str, job: str) -> dict[str, Any]:
+def templates() -> list[str]:
+    """Names of all shipped workflows."""
+    return sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+
+def template(name: str) -> dict[str, Any]:
     """A workflow of the repository, UI format."""
-    return dict(json.loads((ROOT / "workflows" / f"{family}_{job}.json").read_text(encoding="utf-8")))
+    return dict(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def shipped(family: str, job: str) -> dict[str, Any]:
+    """The workflow for a family and a job, UI format."""
+    return template(job if job == OVER_PROMPTS else f"{family}_{job}")
 
 
 def prepare(
@@ -97,12 +109,14 @@ def prepare(
     """
     family, info = (TRAINED if caption else FAMILIES)[name], server.client.object_info()
     prompt = graph.to_prompt(shipped(family.name, job), info)
-    prompt = graph.set_input(prompt, "KSampler", steps=steps, seed=seed)
+    wishes = {"width": size, "height": size, "steps": steps, "seed": seed}
     for entry in prompt.values():
-        if {"width", "height"} <= set(entry["inputs"]):
-            entry["inputs"].update(width=size, height=size)
-        if session and "session" in entry["inputs"]:
-            entry["inputs"]["session"] = session
+        inputs = entry["inputs"]
+        inputs |= {key: wish for key, wish in wishes.items() if not graph.is_link(inputs.get(key, ["", 0]))}
+        if entry["class_type"] == "PrimitiveInt":  # both samplers' seed
+            inputs["value"] = seed
+        if session and "session" in inputs:
+            inputs["session"] = session
     prompt = _named(server, prompt, family)
     prompt = _captioned(prompt, caption) if family.trained else _conditioned(prompt, family)
     if family.vae is not None and family.folder == "checkpoints":

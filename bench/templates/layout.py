@@ -1,0 +1,83 @@
+"""Where nodes stand: columns from left to right, the note before them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rig.graph import BYPASSED
+from rig.page import Page
+
+from templates.jobs import Template
+
+GAP, TITLE = 60, 30
+NOTE, NOTE_SIZE = "MarkdownNote", (480, 340)
+# Of nodes that hold text or pictures; the others are as large as the page makes them.
+SIZES = {
+    "CLIPTextEncode": (390, 180),
+    "SaveImage": (420, 480),
+    "PreviewAny": (420, 300),
+    "HSWQConverter": (390, 0),
+    "HSWQCompare": (520, 400),
+    "PreviewImage": (420, 480),
+}
+
+
+def make(page: Page, template: Template) -> dict[str, Any]:
+    """The UI-format workflow, as the page saves it."""
+    prompt, ids = numbered(template.prompt)
+    workflow = page.from_api(prompt, arrange=False)
+    nodes = {ids[str(entry["id"])]: entry for entry in workflow["nodes"]}
+    for entry in nodes.values():
+        wide, high = SIZES.get(entry["type"], (0, 0))
+        entry["size"] = [max(entry["size"][0], wide), max(entry["size"][1], high)]
+    place(nodes, template.columns)
+    for key in template.bypassed:
+        nodes[key]["mode"] = BYPASSED
+    number = len(nodes) + 1
+    workflow["nodes"].append(_note(number, template.note))
+    workflow["last_node_id"] = number
+    return workflow
+
+
+def place(nodes: dict[str, dict[str, Any]], columns: tuple[tuple[str, ...], ...]) -> None:
+    """Set the positions. Raises ValueError for a node without a place."""
+    homeless = nodes.keys() - {key for column in columns for key in column}
+    if homeless:
+        raise ValueError(f"nodes {sorted(homeless)}: in no column")
+    left = 0.0
+    for column in columns:
+        present, top = [nodes[key] for key in column if key in nodes], 0.0
+        for entry in present:
+            entry["pos"] = [left, top]
+            top += entry["size"][1] + TITLE + GAP
+        left += max((entry["size"][0] + GAP for entry in present), default=0)
+
+
+def numbered(prompt: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The prompt with node ids 1, 2, 3... as the page wants them, and {id: key}."""
+    ids = {key: str(i) for i, key in enumerate(prompt, 1)}
+
+    def link(value: Any) -> Any:
+        return [ids[value[0]], value[1]] if isinstance(value, list) else value
+
+    entries = {
+        ids[key]: {**entry, "inputs": {name: link(value) for name, value in entry["inputs"].items()}}
+        for key, entry in prompt.items()
+    }
+    return entries, {number: key for key, number in ids.items()}
+
+
+def _note(number: int, text: str) -> dict[str, Any]:
+    return {
+        "id": number,
+        "type": NOTE,
+        "pos": [-NOTE_SIZE[0] - GAP, 0],
+        "size": list(NOTE_SIZE),
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "properties": {},
+        "widgets_values": [text],
+    }
