@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from kornia.metrics import psnr
 from PIL import Image
 from reference_models.pictures import as_image
 from reference_models.prompts import Prompt as Caption
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 pack.alias()
 
+from hswq.figures.scores import psnr  # noqa: E402
 from hswq.hswq_core import FLOAT8_E4M3FN, FileSource  # noqa: E402
 from hswq.hswq_core.metrics import error_to_db  # noqa: E402
 
@@ -127,7 +127,7 @@ def row(source: Path, file: Path, reference: torch.Tensor, drawn: torch.Tensor, 
     """What a converted file is worth."""
     header = json.loads(FileSource(file).metadata["hswq"])
     counts = "/".join(str(header["counts"][action]) for action in ("quantize", "keep", "skip"))
-    quality = np.mean([psnr(a, b, 1.0).item() for a, b in zip(drawn, reference, strict=True)])
+    quality = np.mean([psnr(a, b) for a, b in zip(drawn, reference, strict=True)])
     opened_by = "stock" if stock else "HSWQ Loader"
     return Row(file.name, file.stat().st_size, counts, f"{sqnr(source, file):.1f} dB", f"{quality:.1f} dB", opened_by)
 

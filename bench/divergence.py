@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from judge.options import begun, parser
+from judge.scores import each, psnr
 from judge.subject import Subject, open_hswq, open_stock
-from kornia.metrics import psnr
 from reference_models.architectures import REFERENCES, Reference
 from reference_models.prompts import evaluation_prompts
 from reference_models.sampling import draw, unwrapped
@@ -41,7 +41,7 @@ def measured(reference: Reference, options: Any) -> dict[tuple[int, int], list[f
     found = {}
     for steps in RANGES:
         pictures = draw(mixed(exact, rounded, steps), reference, prompts)
-        found[steps] = [psnr(a, b, 1.0).item() for a, b in zip(pictures, truth, strict=True)]
+        found[steps] = each(psnr, pictures, truth)
     return found
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from judge.options import begun, parser
+from judge.scores import each, psnr
 from judge.subject import Subject, open_hswq, open_stock
-from kornia.metrics import psnr
 from reference_models.architectures import REFERENCES, Reference
 from reference_models.prompts import evaluation_prompts
 from reference_models.sampling import draw
@@ -86,7 +86,7 @@ def patched(model: Any, lora: dict[str, torch.Tensor]) -> Any:
 
 def scores(pictures: torch.Tensor, truth: torch.Tensor) -> str:
     """Mean and 5th percentile of the PSNR."""
-    found = [psnr(a, b, 1.0).item() for a, b in zip(pictures, truth, strict=True)]
+    found = each(psnr, pictures, truth)
     return f"{np.mean(found):.1f} ({np.percentile(found, 5):.1f})"
 
 

@@ -1,4 +1,4 @@
-"""Error measures for tensors. Images are measured by libraries, not here."""
+"""Error measures for tensors. Pictures are measured in figures/scores.py."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .calibration import HSWQCalibration
+from .compare import HSWQCompare
 from .converter import HSWQConverter
 from .file_converter import HSWQFileConverter
 from .loaders import HSWQDiffusionModelLoader, HSWQLoader
@@ -17,6 +18,7 @@ NODES: list[type[io.ComfyNode]] = [
     HSWQFileConverter,
     HSWQLoader,
     HSWQDiffusionModelLoader,
+    HSWQCompare,
 ]
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from kornia.metrics import psnr, ssim
 from reference_models.architectures import Reference
 from reference_models.prompts import Prompt, evaluation_prompts
 from reference_models.sampling import Call, call_error, draw, record
+from rig import pack
 
 from judge.methods import Method
 from judge.sizes import sizes
 from judge.subject import Subject, open_stock, prepare
 
+pack.alias()
+
+from hswq.figures.scores import psnr, ssim  # noqa: E402
+
 RECORDED_PROMPTS = 8
-SSIM_WINDOW = 11
-# Two equal pictures have an infinite PSNR; 8-bit pictures cannot tell apart what is above this.
-MOST_DB = 100.0
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,17 @@ def judge(method: Method, subject: Subject, truth: Truth) -> tuple[Score, torch.
         method.label,
         path.stat().st_size,
         **sizes(path, truth.reference.file),
-        psnr=[min(psnr(a, b, 1.0).item(), MOST_DB) for a, b in zip(pictures, truth.pictures, strict=True)],
-        ssim=ssim(pictures, truth.pictures, SSIM_WINDOW).mean((1, 2, 3)).tolist(),
+        psnr=each(psnr, pictures, truth.pictures),
+        ssim=each(ssim, pictures, truth.pictures),
         call_error=call_error(model, truth.calls),
         make_seconds=made - began,
         draw_seconds=drawn - made,
     )
     return score, pictures
+
+
+def each(
+    measure: Callable[[torch.Tensor, torch.Tensor], float], pictures: torch.Tensor, truth: torch.Tensor
+) -> list[float]:
+    """``psnr`` or ``ssim`` of every picture."""
+    return [measure(a, b) for a, b in zip(pictures, truth, strict=True)]
