@@ -121,7 +121,7 @@ def prepare(
     prompt = _captioned(prompt, caption) if family.trained else _conditioned(prompt, family)
     if family.vae is not None and family.folder == "checkpoints":
         prompt = _without_encoders(prompt, _vae(server, family.vae))
-    return graph.drop_unused(prompt, info)
+    return graph.drop_unused(_reporting(prompt), info)
 
 
 def calibration(prompt: Prompt) -> Prompt:
@@ -145,6 +145,13 @@ def opening(prompt: Prompt, file: str, folder: str, *, stock: bool) -> Prompt:
     loader = STOCK[ours] if stock else ours
     extra = {"weight_dtype": "default"} if loader == "UNETLoader" else {}
     return graph.replace_node(prompt, shipped_loader, loader, **{FILE_INPUT[loader]: file}, **extra)
+
+
+def _reporting(prompt: Prompt) -> Prompt:
+    """With the converter's report among the results, not on its node alone."""
+    convert = [key for key, entry in prompt.items() if entry["class_type"] == "HSWQConverter"]
+    reports = {f"report of {key}": {"class_type": "PreviewAny", "inputs": {"source": [key, 1]}} for key in convert}
+    return prompt | reports
 
 
 def _named(server: ComfyServer, prompt: Prompt, family: Family) -> Prompt:

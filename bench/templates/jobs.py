@@ -61,8 +61,7 @@ class Job:
 def _calibrate(family: str, graph: Graph) -> dict[str, Entry]:
     prompt = graph.loaders | {"calibration": _calibration(family)} | conditioning(graph) | {"latent": graph.latent}
     prompt |= drawing(graph, ["calibration", 0]) | {"save": _save(family)}
-    prompt["convert"] = _conversion(family, graph, after=["decode", 0])
-    return prompt | {"report": node("PreviewAny", source=["convert", 1])}
+    return prompt | {"convert": _conversion(family, graph, after=["decode", 0])}
 
 
 def _over_prompts(family: str, graph: Graph) -> dict[str, Entry]:
@@ -111,13 +110,12 @@ def _session(family: str) -> str:
 LOADERS = ("model", "clip", "vae")
 TEXTS = ("positive", "guidance", "negative", "latent")
 SAMPLING = ("shift", "sampler", "decode")
-COMPARING = ("decode", "fp8_decode", "compare")
 CALIBRATE = Job(
     "calibrate_and_convert",
     "calibrate and convert",
     _calibrate,
     notes.CALIBRATE,
-    (LOADERS, ("calibration", "convert"), (*TEXTS, "report"), SAMPLING, ("save",)),
+    (LOADERS, ("calibration", "convert"), TEXTS, SAMPLING, ("save",)),
     ("model", "calibration", "convert"),
 )
 LOAD = Job(
@@ -134,13 +132,13 @@ COMPARE = Job(
     _compare,
     notes.COMPARE,
     (
-        (*LOADERS, "fp8"),
+        ("model", "fp8", "clip", "vae"),
         (*TEXTS, "seed"),
         ("shift", "sampler", "fp8_shift", "fp8_sampler"),
-        COMPARING,
+        ("decode", "fp8_decode", "compare"),
         ("report", "flicker"),
     ),
-    COMPARING,
+    ("model", "fp8"),
 )
 OVER_PROMPTS = Job(
     "over_prompts",

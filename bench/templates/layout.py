@@ -10,16 +10,19 @@ from rig.page import Page
 from templates.jobs import Template
 
 GAP, TITLE = 60, 30
-NOTE, NOTE_SIZE = "MarkdownNote", (480, 340)
+NOTE, NOTE_SIZE = "MarkdownNote", (480, 300)
 # Of nodes that hold text or pictures; the others are as large as the page makes them.
 SIZES = {
     "CLIPTextEncode": (390, 180),
     "SaveImage": (420, 480),
     "PreviewAny": (420, 300),
+    "VAEDecode": (210, 0),
     "HSWQConverter": (390, 0),
-    "HSWQCompare": (520, 400),
+    "HSWQCompare": (520, 340),
     "PreviewImage": (420, 480),
 }
+# Where the page's own would leave a doubt.
+TITLES = {"seed": "Seed", "fp8_sampler": "KSampler (FP8)", "fp8_decode": "VAE Decode (FP8)"}
 
 
 def make(page: Page, template: Template) -> dict[str, Any]:
@@ -27,7 +30,9 @@ def make(page: Page, template: Template) -> dict[str, Any]:
     prompt, ids = numbered(template.prompt)
     workflow = page.from_api(prompt, arrange=False)
     nodes = {ids[str(entry["id"])]: entry for entry in workflow["nodes"]}
-    for entry in nodes.values():
+    for key, entry in nodes.items():
+        if key in TITLES:
+            entry["title"] = TITLES[key]
         wide, high = SIZES.get(entry["type"], (0, 0))
         entry["size"] = [max(entry["size"][0], wide), max(entry["size"][1], high)]
     place(nodes, template.columns)

@@ -8,9 +8,9 @@ CALIBRATE = """## Calibrate and convert
    every layer sees, and *HSWQ Converter* then writes the FP8 file.
 2. Press **R** so that the loaders list the new file, and open it: **comfy** in the stock loader or in
    *HSWQ Loader* (template "load"), **v2** and **v1** in *HSWQ Loader*.
-3. A better file: many prompts, by the template "calibrate over prompts". Or bypass *HSWQ Converter* and its report
-   (select both, Ctrl+B), run a few different prompts and switch them on again: runs of the same session
-   name add up, also after a restart.
+3. A better file: many prompts, by the template "calibrate over prompts". Or bypass *HSWQ Converter* (select it,
+   Ctrl+B), run a few different prompts and switch it on again: runs of the same session name add up, also after a
+   restart.
 
 Statistics: `output/hswq_stats/`. File: `{folder}`."""
 
@@ -23,12 +23,12 @@ LoRAs go behind the loader as usual. Files of the **comfy** format also open in 
 
 COMPARE = """## Compare FP16 and FP8
 
-1. Choose your FP16/BF16 model in the upper loader and its converted file in the lower one.
+1. Choose your FP16/BF16 model in the upper loader and its converted file in the HSWQ loader below it.
 2. Press **Run**: both draw the same prompt from the same noise. *HSWQ Compare* shows what has
    changed, in numbers and enlarged; in the *Preview Image* behind it flip from one picture to the other.
 
 Prompts are encoded once, by the upper loader's text encoder, so all that differs is the diffusion model.
-The seed is that of the node *Int*; another seed, another pair. Judge by several pairs: single pictures vary a lot.
+*Seed* is that of both; another seed, another pair. Judge by several pairs: single pictures vary a lot.
 Both models are opened: where memory is short, ComfyUI moves one out while the other draws."""
 
 OVER_PROMPTS = """## Calibrate over many prompts

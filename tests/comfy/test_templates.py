@@ -123,7 +123,7 @@ def test_compare_shows_what_fp8_changed_and_nothing_between_equals(server, model
     same, prompt = models.flux(), flow.prepare(server, "flux", flow.COMPARE, seed=3)
     decibels = {}
     for file in (same, made.name):
-        opened = flow.opening(prompt, file, "diffusion_models", stock=False)
+        opened = flow.opening(prompt, file, "diffusion_models", stock=file == same)
         number = prompts.node("PreviewAny", source=[graph.find(opened, "HSWQCompare"), 3])
         result = server.client.run({**opened, "psnr": number}).check()
         decibels[file] = min(float(text) for text in result.text() if text.replace(".", "", 1).isdigit())

@@ -157,9 +157,15 @@ def test_a_batch_count_of_three_draws_three_prompts(small, server):
     assert (small.errors, small.crashes) == ([], [])
 
 
-def test_the_converter_can_be_switched_on_afterwards(small, server):
-    """The second step of "calibrate over prompts", and the first one of "calibrate and convert" without converting."""
-    small.load(flow.template(flow.OVER_PROMPTS))
-    assert "HSWQConverter" not in str(small.prompt())
-    small.js("() => { app.graph.nodes.find(node => node.type === 'HSWQConverter').mode = 0 }")
-    assert "HSWQConverter" in str(small.prompt())
+@pytest.mark.parametrize("family", flow.FAMILIES)
+def test_the_converter_can_be_switched_off_and_on(page, server, family):
+    """Ctrl+B on that one node leaves a workflow without fault: the picture alone."""
+    switch = "mode => { app.graph.nodes.find(node => node.type === 'HSWQConverter').mode = mode }"
+    page.load(flow.shipped(family, flow.CALIBRATE))
+    whole = page.prompt()
+    page.js(switch, graph.BYPASSED)
+    assert page.prompt() == flow.calibration(whole)
+    page.load(flow.template(flow.OVER_PROMPTS))
+    assert "HSWQConverter" not in str(page.prompt())
+    page.js(switch, 0)
+    assert "HSWQConverter" in str(page.prompt())
