@@ -11,13 +11,13 @@ from templates.jobs import Template
 
 GAP, TITLE = 60, 30
 NOTE, NOTE_SIZE = "MarkdownNote", (480, 300)
-# Of nodes that hold text or pictures; the others are as large as the page makes them.
+# Of nodes that show text or pictures; the others are as large as the page makes them.
 SIZES = {
     "CLIPTextEncode": (390, 180),
     "SaveImage": (420, 480),
     "PreviewAny": (420, 300),
     "VAEDecode": (210, 0),
-    "HSWQConverter": (390, 0),
+    "HSWQConverter": (420, 640),
     "HSWQCompare": (520, 340),
     "PreviewImage": (420, 480),
 }

@@ -13,16 +13,22 @@ from templates.layout import NOTE
 SIDE = 512  # the browser shows squares of 224 pixels, twice as fine on many screens
 BAND = 104  # height of the title
 MARGIN, TITLE = 24, 30
-MOST_SCALE = 1.0
 QUALITY = 82
 
-SHOW = """([box, side, band, scale]) => {
+# Brings nodes into the square's upper part, without the room that they keep for results.
+SHOW = """([ids, side, band, margin, title]) => {
+    const nodes = app.graph.nodes.filter(node => ids.includes(String(node.id)))
+    for (const node of nodes) node.setSize([node.size[0], node.computeSize()[1]])
+    const of = (choose, edge) => choose(...nodes.map(edge))
+    const x = of(Math.min, node => node.pos[0]), y = of(Math.min, node => node.pos[1] - title)
+    const width = of(Math.max, node => node.pos[0] + node.size[0]) - x + 2 * margin
+    const height = of(Math.max, node => node.pos[1] + node.size[1]) - y + 2 * margin
+    const scale = Math.min(side / width, (side - band) / height, 1)
     const canvas = app.canvas.canvas.getBoundingClientRect()
     const [left, top] = [(innerWidth - side) / 2, (innerHeight - side) / 2]
-    const [x, y, width, height] = box
     app.canvas.ds.scale = scale
-    app.canvas.ds.offset[0] = (left - canvas.left + side / 2) / scale - (x + width / 2)
-    app.canvas.ds.offset[1] = (top - canvas.top + (side - band) / 2) / scale - (y + height / 2)
+    app.canvas.ds.offset[0] = (left - canvas.left + side / 2) / scale - (x - margin + width / 2)
+    app.canvas.ds.offset[1] = (top - canvas.top + (side - band) / 2) / scale - (y - margin + height / 2)
     app.canvas.min_font_size_for_lod = 0  // small text too
     app.canvas.deselectAll()
     app.canvas.setDirty(true, true)
@@ -49,12 +55,8 @@ def picture(page: Page, workflow: dict[str, Any], template: Template, ids: dict[
     """Save it as JPEG; `ids` are {id: key} of the nodes, all of the template's focus are seen."""
     nodes = [node for node in workflow["nodes"] if node["type"] != NOTE]
     page.load({**workflow, "nodes": nodes})
-    shown = [node for node in nodes if ids.get(str(node["id"])) in template.focus]
-    left, top = (min(node["pos"][axis] for node in shown) for axis in (0, 1))
-    right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in shown) for axis in (0, 1))
-    box = [left - MARGIN, top - MARGIN - TITLE, right - left + 2 * MARGIN, bottom - top + 2 * MARGIN + TITLE]
-    scale = min(SIDE / box[2], (SIDE - BAND) / box[3], MOST_SCALE)
-    corner = page.js(SHOW, [box, SIDE, BAND, scale])
+    shown = [number for number, key in ids.items() if key in template.focus]
+    corner = page.js(SHOW, [shown, SIDE, BAND, MARGIN, TITLE])
     page.js(CAPTION, [corner, SIDE, BAND, template.title])
     try:
         return page.clip(path, (*corner, SIDE, SIDE), QUALITY)
