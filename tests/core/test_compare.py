@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 import torch
-from hswq.figures.compare import LEVELS, USUAL, Comparison, Pair, compare
+from hswq.figures.compare import compare
+from hswq.figures.perceptual import lpips_here
 from hswq.figures.scores import MOST_DB, psnr, ssim
 from hswq.figures.side_by_side import GAP, INFERNO, flicker, heat_map, side_by_side
+from hswq.figures.verdict import LEVELS, USUAL, Comparison, Pair
 from hswq.hswq_core import SettingError
 from rig import pack
 
@@ -156,7 +159,7 @@ def test_progress_goes_by_pictures_and_may_stop_it():
 def test_a_black_picture_is_named_and_is_the_worst():
     """Even where the reference is so dark that the PSNR is high."""
     reference = pictures(3)
-    reference[2] = 0.01
+    reference[2] = 0.08
     candidate = reference.clone()
     candidate[0] = 1 - candidate[0]
     candidate[2] = 0.5 / 255
@@ -195,9 +198,22 @@ def test_a_broken_reference_is_named_as_such():
     assert "reference 1 is black, its picture is not; reference 2 holds NaN" in verdict
 
 
+def test_many_faults_are_counted_and_the_report_has_them_all():
+    reference = pictures(9)
+    found = compare(reference, torch.zeros_like(reference))
+    assert "picture 4 is black, its reference is not; and 5 faults more. " in found.verdict
+    assert "picture 5" not in found.verdict
+    assert all(f"picture {number} is black" in found.report for number in range(1, 10))
+
+
 def test_two_black_pictures_are_identical():
     black = torch.zeros(1, 16, 16, 3)
     assert compare(black, black.clone()).verdict == "Verdict: identical."
+
+
+def test_fading_to_black_is_no_fault():
+    """Three steps of 255 and none are both as good as black."""
+    assert compare(torch.full((1, 16, 16, 3), 3 / 255), torch.zeros(1, 16, 16, 3)).worst.faults == ()
 
 
 def test_alpha_does_not_hide_a_black_picture():
@@ -211,7 +227,7 @@ def test_alpha_does_not_hide_a_black_picture():
 
 
 def of(*scores: tuple[float, float]) -> Comparison:
-    return Comparison(tuple(Pair(i, psnr, ssim, False, ()) for i, (psnr, ssim) in enumerate(scores, 1)))
+    return Comparison(tuple(Pair(i, psnr, ssim, same=False) for i, (psnr, ssim) in enumerate(scores, 1)))
 
 
 @pytest.mark.parametrize(
@@ -231,9 +247,9 @@ def test_the_verdict_in_words(score, words):
     assert of(score).verdict == f"Verdict: {words}."
 
 
-def test_the_verdict_says_what_the_worst_one_looks_like():
+def test_the_verdict_begins_with_the_worst():
     verdict = of((52, 0.999), (12, 0.3), (51, 0.999)).verdict
-    assert verdict == "Verdict: 2 pictures: no difference a viewer would notice; picture 2: another picture."
+    assert verdict == "Verdict: picture 2: another picture; 2 pictures: no difference a viewer would notice."
 
 
 def test_the_levels_fall_and_the_first_two_are_what_8_bits_mean():
@@ -261,6 +277,44 @@ def test_what_is_said_to_be_usual_is_what_was_measured():
             if row["method"].startswith(tuple(rows[what])) and not {"fast", "channel"} & set(row["method"].split())
         ]
         assert (low, high) == (round(min(means)), round(max(means))), what
+
+
+# ----- LPIPS
+
+
+@pytest.fixture
+def torch_cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache of torch, and no way to the network."""
+
+    def refused(*_args: object, **_options: object) -> None:
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refused)
+    return tmp_path
+
+
+def test_without_its_backbone_there_is_no_lpips_and_no_download(torch_cache):
+    assert lpips_here() is None
+    assert "LPIPS" not in compare(pictures(1, 64, 64), pictures(1, 64, 64)).report
+
+
+def test_lpips_is_what_its_package_says(torch_cache):
+    """With random weights for a backbone: the same number as by the package's own way."""
+    package = pytest.importorskip("lpips")
+    models = pytest.importorskip("torchvision.models")
+    file = torch_cache / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    file.parent.mkdir(parents=True)
+    torch.save(models.alexnet(weights=None).state_dict(), file)
+    reference, candidate = pictures(2, 64, 48, 4)
+    found = compare(reference[None], candidate[None])
+    colours = [picture[..., :3].permute(2, 0, 1)[None] for picture in (candidate, reference)]
+    expected = package.LPIPS(net="alex", verbose=False)(*colours, normalize=True).item()
+    assert found.lpips == pytest.approx(expected, rel=1e-5)
+    assert f"LPIPS {expected:.4f}" in found.summary
+    assert compare(reference[None], reference[None]).lpips == 0
+    assert compare(reference[None, :31, :31], candidate[None, :31, :31]).lpips > 0
+    assert compare(reference[None, :30], candidate[None, :30]).lpips is None
 
 
 # ----- drawings
