@@ -1,4 +1,4 @@
-"""Where nodes stand: columns from left to right, the note before them."""
+"""Where nodes stand: columns from left to right, narrow enough to be read on a small screen; the note in the first."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from rig.page import Page
 
 from templates.jobs import Template
 
-GAP, TITLE = 60, 30
-NOTE, NOTE_SIZE = "MarkdownNote", (480, 300)
+GAP, TITLE = 40, 30
+NOTE, NOTE_SIZE = "MarkdownNote", (400, 330)
 # Of nodes that show text or pictures; the others are as large as the page makes them.
 SIZES = {
-    "CLIPTextEncode": (390, 180),
-    "SaveImage": (420, 480),
-    "PreviewAny": (420, 300),
+    "CLIPTextEncode": (320, 160),
+    "SaveImage": (320, 380),
+    "PreviewAny": (400, 300),
     "VAEDecode": (210, 0),
-    "HSWQConverter": (420, 640),
-    "HSWQCompare": (520, 340),
-    "PreviewImage": (420, 480),
+    "HSWQCalibration": (270, 190),
+    "HSWQCalibrationPrompts": (360, 270),
+    "HSWQConverter": (360, 640),
+    "HSWQCompare": (480, 340),
+    "PreviewImage": (400, 440),
 }
 # Where the page's own would leave a doubt.
 TITLES = {"seed": "Seed", "fp8_sampler": "KSampler (FP8)", "fp8_decode": "VAE Decode (FP8)"}
@@ -35,12 +37,15 @@ def make(page: Page, template: Template) -> dict[str, Any]:
             entry["title"] = TITLES[key]
         wide, high = SIZES.get(entry["type"], (0, 0))
         entry["size"] = [max(entry["size"][0], wide), max(entry["size"][1], high)]
-    place(nodes, template.columns)
     for key in template.bypassed:
         nodes[key]["mode"] = BYPASSED
     number = len(nodes) + 1
-    workflow["nodes"].append(_note(number, template.note))
+    nodes[NOTE] = _note(number, template.note)
+    first, *others = template.columns
+    place(nodes, ((*first, NOTE), *others))
+    workflow["nodes"].append(nodes[NOTE])
     workflow["last_node_id"] = number
+    workflow["extra"].pop("ds", None)  # where this page looked: without it, who opens the file sees all of it
     return workflow
 
 
@@ -76,7 +81,7 @@ def _note(number: int, text: str) -> dict[str, Any]:
     return {
         "id": number,
         "type": NOTE,
-        "pos": [-NOTE_SIZE[0] - GAP, 0],
+        "pos": [0, 0],
         "size": list(NOTE_SIZE),
         "flags": {},
         "order": 0,
