@@ -12,12 +12,14 @@ from .converter import HSWQConverter
 from .file_converter import HSWQFileConverter
 from .loaders import HSWQDiffusionModelLoader, HSWQLoader
 from .merge_sessions import HSWQMergeSessions
+from .prompts import HSWQCalibrationPrompts
 from .report import HSWQReport
 from .routes import add_routes
 from .status import show_text
 
 NODES: list[type[io.ComfyNode]] = [
     HSWQCalibration,
+    HSWQCalibrationPrompts,
     HSWQConverter,
     HSWQFileConverter,
     HSWQLoader,

@@ -19,7 +19,9 @@ from rig.client import Prompt
 from rig.pack import ROOT
 from rig.server import ComfyServer
 
-CALIBRATE, LOAD = "calibrate_and_convert", "load"
+CALIBRATE, LOAD, COMPARE = "calibrate_and_convert", "load", "compare"
+OVER_PROMPTS = "calibrate_over_prompts"  # one template, for all checkpoints
+WORKFLOWS = ROOT / "workflows"
 STOCK = {"HSWQLoader": "CheckpointLoaderSimple", "HSWQDiffusionModelLoader": "UNETLoader"}
 FOLDER = {"HSWQLoader": "checkpoints", "HSWQDiffusionModelLoader": "diffusion_models"}
 FILE_INPUT = {
@@ -73,9 +75,19 @@ FAMILIES = {
 TRAINED = {"flux": Family("flux", "flux", "diffusion_models", trained=True)}
 
 
-def shipped(family: str, job: str) -> dict[str, Any]:
+def templates() -> list[str]:
+    """Names of all shipped workflows."""
+    return sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+
+def template(name: str) -> dict[str, Any]:
     """A workflow of the repository, UI format."""
-    return dict(json.loads((ROOT / "workflows" / f"{family}_{job}.json").read_text(encoding="utf-8")))
+    return dict(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def shipped(family: str, job: str) -> dict[str, Any]:
+    """The workflow for a family and a job, UI format."""
+    return template(job if job == OVER_PROMPTS else f"{family}_{job}")
 
 
 def prepare(
@@ -97,17 +109,19 @@ def prepare(
     """
     family, info = (TRAINED if caption else FAMILIES)[name], server.client.object_info()
     prompt = graph.to_prompt(shipped(family.name, job), info)
-    prompt = graph.set_input(prompt, "KSampler", steps=steps, seed=seed)
+    wishes = {"width": size, "height": size, "steps": steps, "seed": seed}
     for entry in prompt.values():
-        if {"width", "height"} <= set(entry["inputs"]):
-            entry["inputs"].update(width=size, height=size)
-        if session and "session" in entry["inputs"]:
-            entry["inputs"]["session"] = session
+        inputs = entry["inputs"]
+        inputs |= {key: wish for key, wish in wishes.items() if not graph.is_link(inputs.get(key, ["", 0]))}
+        if entry["class_type"] == "PrimitiveInt":  # both samplers' seed
+            inputs["value"] = seed
+        if session and "session" in inputs:
+            inputs["session"] = session
     prompt = _named(server, prompt, family)
     prompt = _captioned(prompt, caption) if family.trained else _conditioned(prompt, family)
     if family.vae is not None and family.folder == "checkpoints":
         prompt = _without_encoders(prompt, _vae(server, family.vae))
-    return graph.drop_unused(prompt, info)
+    return graph.drop_unused(_reporting(prompt), info)
 
 
 def calibration(prompt: Prompt) -> Prompt:
@@ -131,6 +145,13 @@ def opening(prompt: Prompt, file: str, folder: str, *, stock: bool) -> Prompt:
     loader = STOCK[ours] if stock else ours
     extra = {"weight_dtype": "default"} if loader == "UNETLoader" else {}
     return graph.replace_node(prompt, shipped_loader, loader, **{FILE_INPUT[loader]: file}, **extra)
+
+
+def _reporting(prompt: Prompt) -> Prompt:
+    """With the converter's report among the results, not on its node alone."""
+    convert = [key for key, entry in prompt.items() if entry["class_type"] == "HSWQConverter"]
+    reports = {f"report of {key}": {"class_type": "PreviewAny", "inputs": {"source": [key, 1]}} for key in convert}
+    return prompt | reports
 
 
 def _named(server: ComfyServer, prompt: Prompt, family: Family) -> Prompt:

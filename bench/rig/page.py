@@ -127,6 +127,13 @@ class Page:
         self.page.screenshot(path=str(path))
         return path
 
+    def clip(self, path: Path, box: tuple[float, float, float, float], quality: int) -> Path:
+        """Save a part of the page, (left, top, width, height) in pixels, as JPEG."""
+        self._drawn()
+        part = dict(zip(("x", "y", "width", "height"), box, strict=True))
+        self.page.screenshot(path=str(path), type="jpeg", quality=quality, clip=part)
+        return path
+
     def dialogs(self) -> list[str]:
         """Text of every dialog and message that is open."""
         shown = self.page.locator(DIALOGS).locator("visible=true")

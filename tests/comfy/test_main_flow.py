@@ -289,10 +289,3 @@ def test_converting_again_follows_the_grown_session(server):
     again = server.client.run(convert).check()
     assert converter not in again.cached
     assert "session of 8 calls" in again.text()[-1]
-
-
-def test_the_workflows_are_offered_as_templates(server):
-    offered = server.client.get("/workflow_templates")["ComfyUI-HSWQ"]
-    assert sorted(offered) == sorted(
-        f"{family}_{job}" for family in flow.FAMILIES for job in (flow.CALIBRATE, flow.LOAD)
-    )

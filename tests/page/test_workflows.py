@@ -1,30 +1,19 @@
-"""The nodes and the shipped workflows in the real page."""
+"""The nodes in the real page: added, and the whole way in one Run."""
 
 from __future__ import annotations
 
 import pytest
-from rig import flow, graph
+from rig import flow, tiny
 
 pytestmark = [pytest.mark.comfy, pytest.mark.page]
 
-NODES = ["HSWQCalibration", "HSWQConverter", "HSWQLoader", "HSWQDiffusionModelLoader"]
-SHIPPED = [(family, job) for family in flow.FAMILIES for job in (flow.CALIBRATE, flow.LOAD)]
+NODES = ["HSWQCalibration", "HSWQCalibrationPrompts", "HSWQConverter", "HSWQLoader", "HSWQDiffusionModelLoader"]
 
 
 def test_every_node_is_in_the_page_and_can_be_added(page):
     for node in NODES:
         assert page.has_node(node)
         assert page.js("id => app.graph.add(LiteGraph.createNode(id)).type", node) == node
-
-
-@pytest.mark.parametrize(("family", "job"), SHIPPED)
-def test_a_shipped_workflow_opens_and_means_what_the_rig_runs(page, server, family, job):
-    workflow = flow.shipped(family, job)
-    types = page.load(workflow)
-    assert sorted(types) == sorted(node["type"] for node in workflow["nodes"])
-    assert page.js("() => app.graph.nodes.every(node => node.type in LiteGraph.registered_node_types)")
-    assert page.crashes == []
-    assert page.prompt() == graph.to_prompt(workflow, server.client.object_info())
 
 
 def test_calibrate_and_convert_in_the_page(page, server, models):
@@ -44,10 +33,9 @@ def test_calibrate_and_convert_in_the_page(page, server, models):
     }""")
     result = server.client.wait(page.queue()).check()
     assert result.images()
-    assert "81 layers" in result.text()[-1] or "82 layers" in result.text()[-1]
     assert list((server.output / "checkpoints").glob("sd15-small_hswq_r2_0.25_comfy*.safetensors"))
-    page.page.wait_for_function(
-        """() => app.graph.nodes.find(node => node.type === 'HSWQConverter')
-            .widgets.some(widget => String(widget.value).includes('quantized'))"""
-    )
+    report = """() => app.graph.nodes.find(node => node.type === 'HSWQConverter')
+        .widgets.map(widget => String(widget.value)).find(text => text.includes('quantized'))"""
+    page.page.wait_for_function(report)
+    assert f"= {len(tiny.layer_shapes(tiny.make('sd15-small')))} layers" in page.js(report)
     assert (page.errors, page.crashes, page.failed) == ([], [], [])
