@@ -77,6 +77,7 @@ def merge_files(
         if found is not None:
             sample.merge(found)
     assert whole is not None  # noqa: S101 - two or more
+    whole.remember()
     kept = [part for part in parts if part.states is not None]
     return Merged(whole, _cut(sample, kept) if kept else None, tuple(parts))
 

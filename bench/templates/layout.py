@@ -17,7 +17,7 @@ SIZES = {
     "SaveImage": (320, 380),
     "PreviewAny": (400, 300),
     "VAEDecode": (210, 0),
-    "HSWQCalibration": (270, 190),
+    "HSWQCalibration": (320, 220),
     "HSWQCalibrationPrompts": (360, 270),
     "HSWQConverter": (360, 640),
     "HSWQCompare": (480, 340),
