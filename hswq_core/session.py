@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from .atomic import atomic_file
 from .errors import SessionError
 from .fingerprint import SAMPLES_PER_LAYER, Fingerprint, layout_hash
 from .observer import LAYER_KINDS, LayerStats
+from .saving import save_pt
 
 SESSION_TYPE = "hswq_session"
 SESSION_VERSION = 1
@@ -114,8 +114,7 @@ def save_session(session: Session, path: Path) -> None:
         "updated": session.updated,
     }
     layers = _layer_records(session.layers)
-    with atomic_file(path) as temporary:
-        torch.save({"type": SESSION_TYPE, "version": SESSION_VERSION, "meta": meta, "layers": layers}, temporary)
+    save_pt({"type": SESSION_TYPE, "version": SESSION_VERSION, "meta": meta, "layers": layers}, path)
 
 
 def read_pt(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..hswq_core.atomic import require_writable
 from ..hswq_core.states import DEFAULT_STATES, SCHEDULE, Sample, capture
 from .model import ModelInfo, inspect_model, layer_modules
 from .record import HookSet, Recorder, status
-from .store import add_states, open_session
+from .store import PATIENCE, PATIENCE_WITHIN_A_RUN, add_states, open_session
 
 _COMPILE_KEY = "torch.compile"
 # Arguments of ``apply_model`` after x and sigma, as ComfyUI hands them to its wrappers.
@@ -100,7 +100,7 @@ class Calibrator:
         self._calls_since_save += completed
         # Other threads (MultiGPU) may be in the middle of a call: save when none is.
         if self._calls_since_save >= self.save_every and not self._in_flight:
-            self._save()
+            self._save(PATIENCE_WITHIN_A_RUN)
 
     def _close_run(self, images: int, steps: int) -> None:
         for hooks in self._hooks.values():
@@ -117,19 +117,19 @@ class Calibrator:
         for hooks in self._hooks.values():
             self._record.drain(hooks)
 
-    def _save(self) -> None:
+    def _save(self, patience: float = PATIENCE) -> None:
         self._drain()
         self._calls_since_save = 0
         if self._record.refuse_bad():
             self._sample = self._sample.emptied()
-        whole = self._record.save(self._add_states)
+        whole = self._record.save(partial(self._add_states, patience), patience)
         if whole is not None:
             self.report(status(self.path, whole, f"{self._states} states"))
 
-    def _add_states(self) -> None:
+    def _add_states(self, patience: float) -> None:
         """Merge into the file beside; in a long session most saves have no new state, and leave it alone."""
         if self._sample.states:
-            kept = add_states(self.path, self._sample, self.info)
+            kept = add_states(self.path, self._sample, self.info, patience)
             self._sample, self._states = self._sample.emptied(kept.ceiling), len(kept.states)
 
 

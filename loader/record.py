@@ -13,7 +13,7 @@ import torch
 from ..hswq_core import HSWQError, LayerObserver, Session
 from ..hswq_core.observer import LastInput
 from .model import ModelInfo, input_channels
-from .store import add_to_session, new_session
+from .store import PATIENCE, add_to_session, new_session
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Recorder:
             self.part = new_session(self.info)
         return bool(bad)
 
-    def save(self, rest: Callable[[], None] = lambda: None) -> Session | None:
+    def save(self, rest: Callable[[], None] = lambda: None, patience: float = PATIENCE) -> Session | None:
         """Merge into the file; the whole session as saved, or None if nothing was.
 
         A failure is logged and tried again with the next save: it must not end the generation that is running,
@@ -101,12 +101,13 @@ class Recorder:
 
         Args:
             rest: saved after it, under the same rule.
+            patience: seconds to wait while another process saves the same session.
         """
         if not self.part.calls:
             return None
         self.part.updated = time.time()
         try:
-            whole = add_to_session(self.path, self.part, self.info)
+            whole = add_to_session(self.path, self.part, self.info, patience)
             self.part = new_session(self.info)
             rest()
         except (HSWQError, OSError) as error:
