@@ -41,21 +41,26 @@ def atomic_file(path: Path, size: int = 0) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_abandoned(path.parent)
-        handle, temporary, locked = _begun(path)
+        with _temporary_file(path) as temporary:
+            yield temporary
+            _sync(temporary)
+            # mkstemp makes the file private to its owner; a model or session is shared like any other file.
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            _sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error, size) from error
+
+
+@contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    """A new file beside ``path``, locked; gone at the end, unless it has got another name."""
+    handle, temporary, locked = _begun(path)
     try:
         yield temporary
-        _sync(temporary)
-        # mkstemp makes the file private to its owner; a model or session is shared like any other file.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        _remove(temporary)  # first: the message tells how much is free
-        raise unwritable(path, error, size) from error
     finally:
-        _remove(temporary)
+        with contextlib.suppress(OSError):  # a drive that went read-only keeps it; the error in flight tells why
+            temporary.unlink(missing_ok=True)
         if locked:
             os.close(handle)
 
@@ -69,12 +74,6 @@ def _begun(path: Path) -> tuple[int, Path, bool]:
         if os.fstat(handle).st_nlink:
             return handle, Path(name), True
         os.close(handle)  # another process cleared it away between its making and its lock
-
-
-def _remove(temporary: Path) -> None:
-    """A drive that went read-only keeps it; then the error in flight tells why."""
-    with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
 
 
 def clear_abandoned(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Disks that cannot take what is saved: one error class, the reason, the bytes; the old file stays, nothing else does."""
+"""Disks that cannot take what is saved: one error, with the reason and the bytes; the old file stays, nothing else."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_disk_that_is_full(save, disk):
 def test_a_disk_that_fills_up_meanwhile(writer, disk):
     path = disk / "file"
     writer(path, 4)
-    filler = fill(disk, left=2**13)  # bytes
+    filler = fill(disk, left=2**13)
     refused(writer, path, os.strerror(errno.ENOSPC), "1.05 MB", "0.00819 MB free")
     filler.unlink()
     writer(path, 2**12)

@@ -24,7 +24,6 @@ from hswq.hswq_core import (
     load_session,
     sample_weights,
     save_session,
-    session,
 )
 
 pytestmark = [  # of torch, about the files that are damaged on purpose
