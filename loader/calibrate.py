@@ -51,7 +51,7 @@ class Calibrator:
         self._lock = threading.RLock()
         self._running = 0
         self._in_flight = 0
-        self._calls_since_save = 0
+        self._calls_since_save = self._calls_in_run = 0
 
     def outer_sample(
         self, executor: Any, noise: torch.Tensor, latent: Any, sampler: Any, sigmas: Any, *a: Any, **k: Any
@@ -98,6 +98,7 @@ class Calibrator:
     def _close_call(self, completed: bool) -> None:
         self._record.part.calls += completed
         self._calls_since_save += completed
+        self._calls_in_run += completed
         # Other threads (MultiGPU) may be in the middle of a call: save when none is.
         if self._calls_since_save >= self.save_every and not self._in_flight:
             self._save(PATIENCE_WITHIN_A_RUN)
@@ -108,7 +109,8 @@ class Calibrator:
         self._drain()
         self._hooks.clear()
         part = self._record.part
-        if part.calls:
+        if self._calls_in_run:  # a save may just have taken them out of the part
+            self._calls_in_run = 0
             part.images += images
             part.steps[steps] = part.steps.get(steps, 0) + 1
         self._save()
@@ -121,7 +123,7 @@ class Calibrator:
         self._drain()
         self._calls_since_save = 0
         if self._record.refuse_bad():
-            self._sample = self._sample.emptied()
+            self._sample, self._calls_in_run = self._sample.emptied(), 0
         whole = self._record.save(partial(self._add_states, patience), patience)
         if whole is not None:
             self.report(status(self.path, whole, f"{self._states} states"))

@@ -103,7 +103,7 @@ class Recorder:
             rest: saved after it, under the same rule.
             patience: seconds to wait while another process saves the same session.
         """
-        if not self.part.calls:
+        if not self.part.calls and not self.part.images:
             return None
         self.part.updated = time.time()
         try:

@@ -11,6 +11,7 @@ import folder_paths
 from filelock import FileLock, Timeout
 
 from ..hswq_core import Session, SessionError, save_session
+from ..hswq_core.atomic import unwritable
 from ..hswq_core.names import session_path
 from ..hswq_core.predecessor import import_predecessor, is_predecessor
 from ..hswq_core.session import parse_session, read_pt
@@ -18,9 +19,9 @@ from ..hswq_core.states import Sample, load_states, save_states, states_path
 from .model import ModelInfo
 
 FOLDER = "hswq_stats"
-# Seconds to wait for another process that saves the same session: 512 MB of states on a slow network drive take so
+# Seconds to wait for another process that saves the same session: 512 MB of states on a slow drive take about so
 # long. Guess. Within a run a hung process must not cost that at every save: the next one brings it along.
-PATIENCE, PATIENCE_WITHIN_A_RUN = 60.0, 5.0
+PATIENCE, PATIENCE_WITHIN_A_RUN = 20.0, 5.0
 
 
 def sessions_folder() -> Path:
@@ -61,6 +62,7 @@ def _alone(session: Path, patience: float) -> Iterator[None]:
     """
     lock = FileLock(f"{session}.lock", timeout=patience)
     try:
+        session.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise SessionError(
@@ -69,6 +71,8 @@ def _alone(session: Path, patience: float) -> Iterator[None]:
             expected="a second or two",
             remedy="End the ComfyUI that hangs, or choose another session name.",
         ) from error
+    except OSError as error:
+        raise unwritable(session, error) from error
     try:
         yield
     finally:
@@ -88,7 +92,6 @@ def add_to_session(path: Path, part: Session, info: ModelInfo, patience: float =
         SessionError: the file there is damaged or of another model, or another process does not let go of it.
         FileError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path, patience):
         if path.exists():
             whole = open_session(path, info)
