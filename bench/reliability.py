@@ -18,6 +18,7 @@ import math
 import os
 import random
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,19 +26,22 @@ from tempfile import TemporaryDirectory
 os.environ["OMP_NUM_THREADS"] = "1"  # forked children must find no pool of threads
 
 import torch
-from crash.calibrating import Calibrating
-from crash.converting import listed, ways
+from crash.calibrating import CALIBRATING, Calibrating
+from crash.converting import WAYS, listed, ways
 from crash.killing import run
 from crash.tally import HEAD, Tally
 from rig import pack, tiny
 from rig.inprocess import load_comfy, load_model
 
+WORK = [CALIBRATING, *WAYS]
+
 
 def main() -> None:
-    """A table, or with --json a list."""
+    """A row of a table for each work, or with --json an object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["kill"])
     parser.add_argument("--runs", type=int, default=200, help="kills while calibrating, and as many while converting")
+    parser.add_argument("--work", nargs="*", choices=WORK, default=WORK, help="only these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -45,19 +49,19 @@ def main() -> None:
     pack.alias()
     load_comfy()
     logging.disable(logging.INFO)  # ComfyUI tells of every file it loads
+    if not options.json:
+        print(HEAD, flush=True)
+    sound = True
     with TemporaryDirectory(prefix="hswq-crash-") as folder:
-        tallies = killed(Path(folder), options.runs, random.Random(options.seed))  # noqa: S311 - moments, no secret
-    if options.json:
-        print(json.dumps([asdict(tally) for tally in tallies]))
-    else:
-        print("\n".join([HEAD, *(tally.row() for tally in tallies)]))
-        for tally in tallies:
-            print("\n".join(f"{tally.name}: {line}" for line in tally.damage), end="")
-    sys.exit(not all(tally.sound for tally in tallies))
+        rng = random.Random(options.seed)  # noqa: S311 - moments, no secret
+        for tally in killed(Path(folder), options.work, options.runs, rng):
+            print(json.dumps(asdict(tally)) if options.json else "\n".join([tally.row(), *tally.damage]), flush=True)
+            sound = sound and tally.sound
+    sys.exit(not sound)
 
 
-def killed(folder: Path, runs: int, rng: random.Random) -> list[Tally]:
-    """One tally for calibrating, three for converting."""
+def killed(folder: Path, work: list[str], runs: int, rng: random.Random) -> Iterator[Tally]:
+    """A tally of each."""
     import folder_paths
 
     output = folder / "output"
@@ -67,10 +71,12 @@ def killed(folder: Path, runs: int, rng: random.Random) -> list[Tally]:
     with torch.inference_mode():
         model = load_model(file)
     calibrating = Calibrating(model, output)
-    tallies = [calibrating.killed(runs, rng)]
+    if CALIBRATING in work:
+        yield calibrating.killed(runs, rng)
     run(lambda: calibrating.work("whole", 0), calibrating.log)
-    three = ways(model, file, output, "whole")
-    return tallies + [way.killed(math.ceil(way.share * runs), rng) for way in three]
+    for way in ways(model, file, output, "whole"):
+        if way.name in work:
+            yield way.killed(math.ceil(way.share * runs), rng)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ class Calibrator:
         self._calls_in_run += completed
         # Other threads (MultiGPU) may be in the middle of a call: save when none is.
         if self._calls_since_save >= self.save_every and not self._in_flight:
-            self._save(PATIENCE_WITHIN_A_RUN)
+            self._save(within_a_run=True)
 
     def _close_run(self, images: int, steps: int) -> None:
         for hooks in self._hooks.values():
@@ -119,7 +119,8 @@ class Calibrator:
         for hooks in self._hooks.values():
             self._record.drain(hooks)
 
-    def _save(self, patience: float = PATIENCE) -> None:
+    def _save(self, *, within_a_run: bool = False) -> None:
+        patience = PATIENCE_WITHIN_A_RUN if within_a_run else PATIENCE
         self._drain()
         self._calls_since_save = 0
         if self._record.refuse_bad():

@@ -14,6 +14,7 @@ from rig.inprocess import sample
 from crash.killing import Moment, half_written, run, temporary_files
 from crash.tally import Tally
 
+CALIBRATING = "calibrating"
 SAVE_EVERY, STATES, STEPS, RUNS = 2, 8, 6, 2
 WRITES = RUNS * (STEPS // SAVE_EVERY + 1)
 # Kills until a new session is begun, so that its first save is met too.
@@ -48,7 +49,7 @@ class Calibrating:
 
     def killed(self, kills: int, rng: random.Random) -> Tally:
         """Kill so many."""
-        tally = Tally("calibrating", lost_bound=SAVE_EVERY)
+        tally = Tally(CALIBRATING, lost_bound=SAVE_EVERY)
         tally.seconds = min(run(lambda: self.work("undisturbed", 0), self.log).seconds for _ in range(2))
         seed = 0
         while tally.kills < kills:

@@ -14,6 +14,7 @@ from crash.killing import Moment, half_written, run, temporary_files
 from crash.tally import Tally
 
 FORMAT = "v2"
+WAYS = HSWQ, AWARE, LEARNED = "converting, hswq", "converting, model_aware", "file to file, learned"
 
 
 @dataclass
@@ -145,9 +146,9 @@ def ways(model: Any, file: Path, folder: Path, session: str) -> list[Converting]
     learned = node(HSWQFileConverter, listed, FORMAT, "learned", "auto")
     layers = len(model_layers(model))
     return [
-        Converting("converting, hswq", hswq, folder, 2, 0.4),
-        Converting("converting, model_aware", aware, folder, layers + 4, 0.4),
-        Converting("file to file, learned", learned, folder, layers // 2, 0.2),
+        Converting(HSWQ, hswq, folder, 2, 0.4),
+        Converting(AWARE, aware, folder, layers + 4, 0.4),
+        Converting(LEARNED, learned, folder, layers // 2, 0.2),
     ]
 
 

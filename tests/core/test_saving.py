@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +82,27 @@ def test_a_disk_that_is_full(save, disk):
     path = disk / "file"
     save(path, 4)
     refused(save, path, "1.05 MB", "MB free")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no folder handles to sync")
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(save, tmp_path, monkeypatch):
+    """A power cut leaves the old file or the new one: content, then rename, then folder."""
+    path, steps = tmp_path / "file", []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        found = os.fstat(handle)
+        steps.append("folder" if stat.S_ISDIR(found.st_mode) else found.st_size)
+        real_sync(handle)
+
+    def replace(source: Path, target: Path) -> None:
+        steps.append("rename")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    save(path, COUNT)
+    assert steps == [path.stat().st_size, "rename", "folder"]
 
 
 @pytest.mark.parametrize("writer", [pt, tensors])
