@@ -44,8 +44,9 @@ def atomic_file(path: Path, size: int = 0) -> Iterator[Path]:
         with _temporary_file(path) as temporary:
             yield temporary
             _sync(temporary)
-            # mkstemp makes the file private to its owner; a model or session is shared like any other file.
-            temporary.chmod(0o666 & ~_umask())
+            with contextlib.suppress(OSError):  # drives without permissions
+                # mkstemp makes the file private to its owner; a model or session is shared like any other file.
+                temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
             _sync_folder(path.parent)
     except OSError as error:
@@ -82,8 +83,10 @@ def clear_abandoned(folder: Path) -> None:
         with contextlib.suppress(OSError):  # gone: another process was faster
             handle = os.open(file, os.O_RDWR)
             if lock(handle):
-                file.unlink()
-                os.close(handle)
+                try:
+                    file.unlink()
+                finally:
+                    os.close(handle)
 
 
 def lock(handle: int, *, wait: bool = False) -> bool:
@@ -170,14 +173,19 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; Windows has no folder handles to sync."""
+    """Make the rename itself durable, where that can be had.
+
+    Windows has no folder handles to sync, network drives may refuse: the file has its name, and calling the save
+    failed would make it be done twice.
+    """
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

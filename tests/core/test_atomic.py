@@ -93,6 +93,23 @@ def test_data_reach_the_disk_before_the_name_does_and_the_name_before_the_end(tm
     assert steps == ["file of 5 bytes", "rename to model.safetensors", "folder"]
 
 
+def test_a_drive_that_syncs_no_folders_and_has_no_permissions_is_good_enough(tmp_path, monkeypatch):
+    """The file has its name by then: an error would have the caller save the same once more."""
+
+    def refuse(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    def forbid(_path: Path, _mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(atomic.os, "fsync", refuse)
+    monkeypatch.setattr(Path, "chmod", forbid)
+    with atomic_file(tmp_path / "session.pt") as temporary:
+        temporary.write_bytes(b"whole")
+    assert (tmp_path / "session.pt").read_bytes() == b"whole"
+
+
 def test_a_folder_that_is_a_file_is_a_file_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match="model"), atomic_file(tmp_path / "file" / "model"):
