@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .checkpoint import TensorInfo
 from .errors import SettingError
+from .formats import CHANNEL, TENSOR
+from .plan import Layer
 
 DEFAULT_EXTRA_PERCENT = 3.0
 MB = 2**20
@@ -62,6 +65,24 @@ class Budget:
                 remedy="Choose a larger file, or 0 to use extra_percent.",
             )
         return left
+
+
+def smallest_size(
+    entries: Mapping[str, TensorInfo], prefix: str, layers: Iterable[Layer], granularity: str = TENSOR
+) -> int:
+    """Bytes of a source's tensors with every layer in 8 bits; of scales only those of channels.
+
+    Args:
+        entries: of the source.
+        prefix: of its layers' keys.
+        layers: to be written in 8 bits.
+        granularity: "tensor" or "channel": what one scale serves.
+    """
+    known = list(layers)
+    weights = {f"{prefix}{layer.name}.weight" for layer in known}
+    others = sum(info.nbytes for key, info in entries.items() if key not in weights)
+    scales = sum(4 * layer.shape[0] for layer in known if granularity == CHANNEL)
+    return others + scales + sum(layer.weights for layer in known)
 
 
 def per_byte(change: Mapping[str, float], cost: Mapping[str, int]) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .atomic import require_writable
+from .atomic import require_space, require_writable
+from .budget import smallest_size
 from .convert import Conversion, report, write_plan
 from .errors import SettingError
 from .exclusions import Exclusions
@@ -181,6 +182,7 @@ class FileJob:
             LayerError, FileError: see the method's own plan and ``write_checkpoint``.
         """
         require_writable(target.parent)
+        require_space(self._room(target))
         model, session = self.model, self.method.session
         exclusions = Exclusions(replace(model.family, never=(*model.family.never, *model.preset.keep)))
         with passing_workspace(target.parent) as solutions:
@@ -196,3 +198,9 @@ class FileJob:
                 check=None if check is None else lambda temporary: check(temporary, plan),
             )
         return done, "\n".join([report(done, session), *model.notes()])
+
+    def _room(self, target: Path) -> dict[Path, int]:
+        """{file: bytes} taken at least; codes that a method rounds itself lie on the disk until they are written."""
+        model = self.model
+        codes = sum(layer.weights for layer in model.layers) if self.method.tail == LEARNED else 0
+        return {target: smallest_size(model.source.entries, model.prefix, model.layers) + codes}

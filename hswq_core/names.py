@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from .atomic import TEMPORARY_SUFFIX
 from .errors import SettingError
 
 MAX_LENGTH = 100
 MAX_BYTES = 200
-# File systems allow 255 bytes; a file is written as "<name>.xxxxxxxx.tmp" first.
-MAX_FILE_NAME_BYTES = 255 - len(".xxxxxxxx.tmp")
+# File systems allow 255 bytes; a file is written under a longer name first.
+MAX_FILE_NAME_BYTES = 255 - len(f".xxxxxxxx{TEMPORARY_SUFFIX}")
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 _NUMBERED = re.compile(r"^(.*)_([0-9]{1,3})$")
 # Windows device names, reserved with or without an extension.

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from .atomic import atomic_file
 from .errors import SessionError
 from .fingerprint import SAMPLES_PER_LAYER, Fingerprint, layout_hash
 from .history import History, from_record, joined, point_of, to_record
 from .observer import LAYER_KINDS, LayerStats
+from .saving import save_pt
 
 SESSION_TYPE = "hswq_session"
 SESSION_VERSION = 1
@@ -123,8 +123,7 @@ def save_session(session: Session, path: Path) -> None:
         **({"history": to_record(session.history)} if session.history else {}),
     }
     layers = _layer_records(session.layers)
-    with atomic_file(path) as temporary:
-        torch.save({"type": SESSION_TYPE, "version": SESSION_VERSION, "meta": meta, "layers": layers}, temporary)
+    save_pt({"type": SESSION_TYPE, "version": SESSION_VERSION, "meta": meta, "layers": layers}, path)
 
 
 def read_pt(path: Path) -> dict[str, Any]:

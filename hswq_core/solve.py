@@ -19,7 +19,7 @@ from .rounding import require_finite
 # rounded nearly to nearest. On the Flux-layout reference model, 128 states, 0.05 leaves 0.3 to 0.5 dB less error than
 # 0.2, of calls and of pictures.
 DAMPING_PER_COLUMN = 0.05
-NEAREST, COMPENSATED = "nearest", "compensated"
+NEAREST, COMPENSATED, UNSOLVED = "nearest", "compensated", "nearest for want of memory"
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Solution:
     Attributes:
         codes: in the weight's shape.
         scale: float32 multiplier at dequantize, [] or a channel's [out, 1, ...]; None where the format has none.
-        how: "nearest", "compensated" or "learned".
+        how: "nearest", "compensated", "learned" or "nearest for want of memory".
         bias: what to add to the layer's bias, float32 [out], or None.
         error, nearest_error: mean squared change of the outputs, relative to their mean square: for unseen
-            inputs, or for those that method learned supposes.
+            inputs, for those that method learned supposes, or for want of memory those of the weight itself.
         damping: that compensation needed, as a share of the mean diagonal of G; 0 where it was not tried.
         dead: columns that no input ever reached.
     """
@@ -98,6 +98,22 @@ def solve(
     chosen = candidates[how]
     bias = bias_correction(chosen * unit - w, fit, held) if has_bias else None
     return Solution(grid.cast(chosen), scale, how, bias, errors[how], errors[NEAREST], used, dead)
+
+
+def unsolved(layer: Layer, w: torch.Tensor, encoding: Encoding) -> Solution:
+    """Nearest codes, where there is no memory for the layer's inputs: errors are those of its weight.
+
+    Raises:
+        LayerError: a weight with NaN or infinity.
+    """
+    require_finite(layer, w)
+    w, grid = w.to(torch.float32), encoding.grid
+    scale = encoding.scale(w, layer.kind)
+    unit = torch.ones((), device=w.device) if scale is None else scale
+    nearest = grid.nearest(w / unit)
+    signal = max(float(w.square().sum(dtype=torch.float64)), torch.finfo(torch.float32).tiny)
+    error = float((nearest * unit - w).square().sum(dtype=torch.float64)) / signal
+    return Solution(grid.cast(nearest), scale, UNSOLVED, None, error, error)
 
 
 def bias_correction(delta: torch.Tensor, fit: Moments, held: Moments | Rows) -> torch.Tensor | None:

@@ -24,11 +24,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from .atomic import atomic_file
 from .errors import SessionError
 from .fingerprint import Fingerprint
+from .saving import save_tensors
 
 HEADER_KEY, VERSION = "hswq_states", 1
 STATES_SUFFIX = ".states.safetensors"
@@ -180,8 +179,7 @@ def save_states(sample: Sample, fingerprint: Fingerprint, path: Path) -> None:
         tensors |= fresh
         entries.append({"key": state.key, "constants": state.constants, "same": same})
     header = {"version": VERSION, "layout": fingerprint.layout, "states": entries}
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header)})
+    save_tensors(tensors, path, {HEADER_KEY: json.dumps(header)})
 
 
 def load_states(path: Path, fingerprint: Fingerprint, capacity: int) -> Sample:

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .atomic import atomic_file, lock
+from .saving import save_tensors
 from .solve import Solution
 
 HEADER_KEY = "hswq_solution"
@@ -66,8 +66,7 @@ class Workspace(Mapping[str, Solution]):
         path = self.folder / f"{key_of(name)}.safetensors"
         record = {f.name: getattr(solution, f.name) for f in fields(Solution) if f.name not in TENSORS}
         tensors = {key: tensor for key in TENSORS if (tensor := getattr(solution, key)) is not None}
-        with atomic_file(path) as temporary:
-            save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps({"name": name, **record})})
+        save_tensors(tensors, path, {HEADER_KEY: json.dumps({"name": name, **record})})
         self._names[name] = path
 
     def error(self, name: str) -> float:
@@ -95,20 +94,39 @@ def passing_workspace(beside: Path) -> Iterator[Workspace]:
 
     What a killed process left goes when the next one begins: who still works holds a lock, as in ``atomic_file``.
     """
+    _clear_abandoned(beside)
+    folder, handle, locked = _begun(beside)
+    try:
+        yield Workspace(folder, "codes")
+    finally:
+        # Windows removes no file that is still mapped: better a folder left behind than a conversion that fails.
+        shutil.rmtree(folder, ignore_errors=True)
+        if locked:
+            os.close(handle)
+
+
+def _begun(beside: Path) -> tuple[Path, int, bool]:
+    """A new passing folder, the handle of its lock, and whether that is open and locked."""
+    while True:
+        folder = Path(mkdtemp(prefix=PASSING_PREFIX, dir=beside))
+        with suppress(FileNotFoundError):  # another process cleared it away while it was empty
+            handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT)
+            if not lock(handle, wait=True):
+                return folder, handle, False
+            if os.fstat(handle).st_nlink:
+                return folder, handle, True
+            os.close(handle)
+
+
+def _clear_abandoned(beside: Path) -> None:
     for folder in beside.glob(f"{PASSING_PREFIX}*"):
-        with suppress(OSError):  # no lock file yet, or another process was faster
+        with suppress(OSError):  # another process was faster
+            if not (folder / LOCK_NAME).exists():
+                folder.rmdir()  # only if it is empty: killed before it had its lock
+                continue
             handle = os.open(folder / LOCK_NAME, os.O_RDWR)
             if lock(handle):
-                os.close(handle)
-                shutil.rmtree(folder)
-    # Windows removes no file that is still mapped: better a folder left behind than a conversion that fails.
-    with TemporaryDirectory(prefix=PASSING_PREFIX, dir=beside, ignore_cleanup_errors=True) as name:
-        handle = os.open(Path(name) / LOCK_NAME, os.O_RDWR | os.O_CREAT)
-        locked = lock(handle)
-        try:
-            yield Workspace(Path(name), "codes")
-        finally:
-            if locked:
+                shutil.rmtree(folder, ignore_errors=True)
                 os.close(handle)
 
 

@@ -79,8 +79,9 @@ def write_checkpoint(
     """
     header = build_header(tensors, metadata)
     total = sum(tensor.info.nbytes for tensor in tensors)
-    require_space(path.parent, len(header) + total)
-    with atomic_file(path) as temporary:
+    size = len(header) + total
+    require_space({path: size})
+    with atomic_file(path, size) as temporary:
         done = 0
         with temporary.open("wb") as file, _behind(file) as write:
             write(memoryview(header))

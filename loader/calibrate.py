@@ -22,7 +22,7 @@ from ..hswq_core.atomic import require_writable
 from ..hswq_core.states import DEFAULT_STATES, SCHEDULE, Sample, capture
 from .model import inspect_model, layer_modules
 from .record import HookSet, Recorder
-from .store import add_states
+from .store import PATIENCE, PATIENCE_WITHIN_A_RUN, add_states
 
 _COMPILE_KEY = "torch.compile"
 # Arguments of ``apply_model`` after x and sigma, as ComfyUI hands them to its wrappers.
@@ -51,7 +51,7 @@ class Calibrator:
         self._lock = threading.RLock()
         self._running = 0
         self._in_flight = 0
-        self._calls_since_save = 0
+        self._calls_since_save = self._calls_in_run = 0
 
     def outer_sample(
         self, executor: Any, noise: torch.Tensor, latent: Any, sampler: Any, sigmas: Any, *a: Any, **k: Any
@@ -99,9 +99,10 @@ class Calibrator:
     def _close_call(self, completed: bool) -> None:
         self._record.part.calls += completed
         self._calls_since_save += completed
+        self._calls_in_run += completed
         # Other threads (MultiGPU) may be in the middle of a call: save when none is.
         if self._calls_since_save >= self.save_every and not self._in_flight:
-            self._save()
+            self._save(within_a_run=True)
         elif time.monotonic() - self._reported >= REPORT_SECONDS:
             self._report()
 
@@ -111,7 +112,8 @@ class Calibrator:
         self._drain()
         self._hooks.clear()
         part = self._record.part
-        if part.calls:
+        if self._calls_in_run:  # a save may just have taken them out of the part
+            self._calls_in_run = 0
             part.images += images
             part.steps[steps] = part.steps.get(steps, 0) + 1
         self._save()
@@ -120,22 +122,23 @@ class Calibrator:
         for hooks in self._hooks.values():
             self._record.drain(hooks)
 
-    def _save(self) -> None:
+    def _save(self, *, within_a_run: bool = False) -> None:
+        patience = PATIENCE_WITHIN_A_RUN if within_a_run else PATIENCE
         self._drain()
         self._calls_since_save = 0
         if self._record.refuse_bad():
-            self._sample = self._sample.emptied()
-        self._record.save(self._add_states)
+            self._sample, self._calls_in_run = self._sample.emptied(), 0
+        self._record.save(partial(self._add_states, patience), patience)
         self._report()
 
     def _report(self) -> None:
         self._reported = time.monotonic()
         self.report(self._record.status())
 
-    def _add_states(self) -> None:
+    def _add_states(self, patience: float) -> None:
         """Merge into the file beside; in a long session most saves have no new state, and leave it alone."""
         if self._sample.states:
-            kept = add_states(self._record.path, self._sample, self._record.info)
+            kept = add_states(self._record.path, self._sample, self._record.info, patience)
             self._sample = self._sample.emptied(kept.ceiling)
 
 

@@ -14,13 +14,15 @@ from ..hswq_core.exclusions import NEVER_CALLED
 from ..hswq_core.hswq import by_sensitivity
 from ..hswq_core.metrics import error_to_db
 from ..hswq_core.rounding import not_quantized
-from ..hswq_core.solve import NEAREST, Solution
+from ..hswq_core.solve import NEAREST, UNSOLVED, Solution
 from .replay import Replay
 from .rounder import CAST, SOLVED, Rounder
 
 log = logging.getLogger(__name__)
 
 METHOD = "model_aware"
+# Of layers, in a report.
+NAMES_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ class Outcome:
         dead = [layer.dead for layer in quantized if layer.dead]
         if dead:
             lines.append(f"inputs that calibration never reached: {sum(dead)} in {len(dead)} layers")
+        unsolved = [layer.name for layer in quantized if layer.reason == UNSOLVED]
+        if unsolved:
+            lines.append(
+                f"memory ran out for {len(unsolved)} layers, which are rounded without regard to their inputs: "
+                f"{', '.join(unsolved[:NAMES_TOLD])}. Close other programs and convert again."
+            )
         if self.best.how != SOLVED:
             lines.append(f"{self.best.name} did better than {METHOD} and is what was written.")
         return (*lines, *([self.fast] if self.fast else []))

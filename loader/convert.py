@@ -22,6 +22,7 @@ from ..hswq_core import (
     format_named,
     plan_hswq,
 )
+from ..hswq_core.atomic import require_space
 from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT, Budget
 from ..hswq_core.encoding import Encoding
 from ..hswq_core.formats import TENSOR
@@ -79,10 +80,12 @@ class Method:
     Attributes:
         budget: the request's budget as it appears in file names; raises SettingError if it is out of range.
         plan: (job, request, progress) -> Planned.
+        room: (job, request, target) -> {file or folder: bytes} that the conversion takes on disk.
     """
 
     budget: Callable[[Request], str]
     plan: Callable[[Job, Request, Progress], Planned]
+    room: Callable[[Job, Request, Path], dict[Path, int]]
 
 
 def _model_aware(job: Job, request: Request, progress: Progress) -> Planned:
@@ -113,9 +116,18 @@ def _hswq(job: Job, request: Request, progress: Progress) -> Planned:
     return Planned(plan)
 
 
+def _model_aware_room(job: Job, request: Request, target: Path) -> dict[Path, int]:
+    extra = request.size.extra_bytes(job.smallest(request.encoding), len(job.layers))
+    return job.room(target, extra) | job.room_for_work()
+
+
 METHODS = {
-    "model_aware": Method(lambda request: request.size.text, _model_aware),
-    "hswq": Method(lambda request: f"{check_keep_ratio(request.keep_ratio):g}", _hswq),
+    "model_aware": Method(lambda request: request.size.text, _model_aware, _model_aware_room),
+    "hswq": Method(
+        lambda request: f"{check_keep_ratio(request.keep_ratio):g}",
+        _hswq,
+        lambda job, _request, target: job.room(target),  # the layers it keeps come on top: known only with the plan
+    ),
 }
 
 
@@ -136,6 +148,7 @@ def convert_model(model: Any, clip: Any, vae: Any, request: Request, progress: P
     budget, file_format = method.budget(request), request.encoding.file_format
     job = Job(model, clip, vae, request.session)
     target = job.target(budget, file_format.name, request.filename_prefix)
+    require_space(method.room(job, request, target))
     with _work(job.work_folder):
         planned = method.plan(job, request, progress)
         done, text = job.write(target, planned.plan, progress, planned.solutions)

@@ -13,8 +13,9 @@ import torch
 
 from ..hswq_core import Conversion, Layer, Plan, Progress, format_named, report, source_layers, write_plan
 from ..hswq_core.atomic import require_writable
+from ..hswq_core.budget import BYTES_BESIDE_A_LAYER, smallest_size
 from ..hswq_core.encoding import Encoding
-from ..hswq_core.formats import CHANNEL
+from ..hswq_core.formats import TENSOR
 from ..hswq_core.names import describe, output_path
 from ..hswq_core.solve import Solution
 from ..hswq_core.states import MAX_STATES, State, load_states, states_path
@@ -69,12 +70,19 @@ class Job:
         return f"{self.source.prefix}{name}.bias" in self.source.entries
 
     def smallest(self, encoding: Encoding | None = None) -> int:
-        """Bytes of the source's tensors with every layer in 8 bits; of scales only those of channels."""
-        weights = {f"{self.source.prefix}{name}.weight" for name in self.by_name}
-        others = sum(entry.nbytes for key, entry in self.source.entries.items() if key not in weights)
-        each_channel = encoding is not None and encoding.granularity == CHANNEL
-        scales = sum(4 * layer.shape[0] for layer in self.layers if each_channel)
-        return others + scales + sum(layer.weights for layer in self.layers)
+        """See ``smallest_size``."""
+        granularity = TENSOR if encoding is None else encoding.granularity
+        return smallest_size(self.source.entries, self.source.prefix, self.layers, granularity)
+
+    def room(self, target: Path, extra: int = 0) -> dict[Path, int]:
+        """{file: bytes} that writing ``target`` takes at least, with so many bytes for layers in 16 bits."""
+        beside = BYTES_BESIDE_A_LAYER * len(self.layers)
+        return {target: self.smallest() + beside + min(extra, sum(layer.weights for layer in self.layers))}
+
+    def room_for_work(self) -> dict[Path, int]:
+        """{folder: bytes} that the codes of all layers take on their way, less what is there."""
+        there = sum(file.stat().st_size for file in self.work_folder.rglob("*") if file.is_file())
+        return {self.work_folder: max(0, sum(layer.weights for layer in self.layers) - there)}
 
     @property
     def work_folder(self) -> Path:

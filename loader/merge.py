@@ -6,11 +6,9 @@ import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from filelock import FileLock
-
 from ..hswq_core import SettingError, load_session
 from ..hswq_core.merging import Merged, equal, merge_files, save_merged, taken
-from .store import path_of
+from .store import alone, path_of
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ def merge_named(sessions: str, name: str) -> str:
     if target in paths:
         raise taken(target)
     merged = merge_files(paths, _hold)
-    with FileLock(f"{target}.lock"):
+    with alone(target):
         said = _same(target, merged) or _save(target, merged)
     report = f"{merged.report(name)}\n{said}"
     log.info("HSWQ: %s", report.replace("\n", "; "))
@@ -68,7 +66,7 @@ def _is_session(line: str) -> bool:
 
 def _hold(path: Path) -> AbstractContextManager[object]:
     """The lock that calibration takes to write the session at ``path``; none is left where there is no session."""
-    return FileLock(f"{path}.lock") if path.is_file() else nullcontext()
+    return alone(path) if path.is_file() else nullcontext()
 
 
 def _same(target: Path, merged: Merged) -> str:

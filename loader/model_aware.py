@@ -12,30 +12,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, zip_longest
-
-import comfy.model_management
-import torch
 
 from ..hswq_core import Progress
 from ..hswq_core.budget import Budget
 from ..hswq_core.encoding import Encoding
 from ..hswq_core.fingerprint import sample_weights
-from ..hswq_core.gram import Moments
-from ..hswq_core.held import Rows
 from ..hswq_core.rounding import require_unquantized
-from ..hswq_core.solve import Solution, solve
 from ..hswq_core.split import Split, split_states
 from ..hswq_core.states import State
 from ..hswq_core.workspace import Workspace, key_of
 from .candidates import Outcome, best_of, candidates
 from .fast import speeded
 from .job import Job
-from .moments import device_for, gather, hold, in_groups, shared_inputs, solver_room
+from .moments import solver_room
 from .probe import Probe
 from .replay import Replay
 from .rounder import Rounder
+from .solver import Solver
 from .variety import varied
 
 # Of the pictures drawn for variety: to round by; the rest to decide by.
@@ -71,7 +66,7 @@ def plan_model_aware(job: Job, states: list[State], encoding: Encoding, budget: 
     verify = Replay(job.model, split.verify)
     with verify.loaded(solver_room(verify)):
         split = _with_variety(job, split, progress)
-        _Solver(rounder, done, Replay(job.model, split.fit), Replay(job.model, split.decide), progress).run()
+        Solver(rounder, done, Replay(job.model, split.fit), Replay(job.model, split.decide), progress).run()
         cost = {name: job.by_name[name].weights for name in done}
         error = {name: done.error(name) for name in cost}
         change = Probe(job.model, split.decide, rounder.delta, done, progress).changes(cost, error, extra)
@@ -102,49 +97,3 @@ def work_key(job: Job, states: list[State], encoding: Encoding) -> str:
         weights = sample_weights(job.by_name, lambda name: job.read(job.by_name[name]))
     marks = ",".join(state.mark for state in states)
     return key_of(WORK_VERSION, job.info.fingerprint.layout, str(weights.tolist()), marks, encoding.text)
-
-
-@dataclass(frozen=True)
-class _Solver:
-    """Rounds every layer that the states call and that ``done`` lacks."""
-
-    rounder: Rounder
-    done: Workspace
-    fit: Replay
-    held: Replay
-    progress: Progress
-
-    def run(self) -> None:
-        seen = shared_inputs(self.held, self.rounder.job.by_name)
-        followers: dict[str, list[str]] = {}
-        for name, leader in seen.leader.items():
-            if name not in self.done:
-                followers.setdefault(leader, []).append(name)
-        for group in in_groups(self.fit, {leader: seen.rows[leader] for leader in followers}):
-            self._round({leader: followers[leader] for leader in group}, len(seen.leader))
-
-    def _round(self, group: dict[str, list[str]], total: int) -> None:
-        """Round the layers that get the inputs of these leaders."""
-        first = next(iter(group))
-        self.progress(f"Watching {first}", len(self.done), total)
-        fit, held = gather(self.fit, list(group)), hold(self.held, list(group))
-        for leader, names in group.items():
-            own = fit.pop(leader), held.pop(leader)  # memory is short where inputs are wide
-            for name in names:
-                self.progress(f"Rounding {name}", len(self.done), total)
-                self.done.add(name, self._solution(name, *own))
-
-    def _solution(self, name: str, fit: Moments, held: Moments | Rows) -> Solution:
-        layer = self.rounder.job.by_name[name]
-        w = self.rounder.job.read(layer)
-        device = device_for(len(fit.mean), w.device)
-        found = solve(
-            layer,
-            w.to(device),
-            fit.to(device),
-            held.to(device),
-            encoding=self.rounder.encoding,
-            has_bias=self.rounder.job.has_bias(name),
-            tick=comfy.model_management.throw_exception_if_processing_interrupted,
-        )
-        return found.to(torch.device("cpu"))

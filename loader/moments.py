@@ -79,16 +79,19 @@ def in_groups(replay: Replay, rows: Mapping[str, int]) -> Iterator[list[str]]:
         yield group
 
 
-def gather(replay: Replay, layers: Sequence[str]) -> dict[str, Moments]:
-    """Moments of the inputs of these layers, in order of call, over all states."""
-    grams = {name: Gram(name, columns_of(replay.modules[name]), _room(replay, name)) for name in layers}
+def gather(replay: Replay, layers: Sequence[str], device: torch.device | None = None) -> dict[str, Moments]:
+    """Moments of the inputs of these layers, in order of call, over all states.
+
+    device: to sum on; None: where there is room.
+    """
+    grams = {name: Gram(name, columns_of(replay.modules[name]), device or _room(replay, name)) for name in layers}
     _feed(replay, grams)
     return {name: gram.moments() for name, gram in grams.items()}
 
 
-def hold(replay: Replay, layers: Sequence[str]) -> dict[str, Moments | Rows]:
-    """The inputs of these layers, in order of call, over all states, to decide by."""
-    held = {name: Held(name, columns_of(replay.modules[name]), _room(replay, name)) for name in layers}
+def hold(replay: Replay, layers: Sequence[str], device: torch.device | None = None) -> dict[str, Moments | Rows]:
+    """The inputs of these layers, in order of call, over all states, to decide by; ``device`` as for ``gather``."""
+    held = {name: Held(name, columns_of(replay.modules[name]), device or _room(replay, name)) for name in layers}
     _feed(replay, held)
     return {name: one.inputs() for name, one in held.items()}
 

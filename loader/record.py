@@ -13,7 +13,7 @@ import torch
 from ..hswq_core import HSWQError, LayerObserver
 from ..hswq_core.observer import LastInput
 from .model import ModelInfo, input_channels
-from .store import add_to_session, new_session, open_session
+from .store import PATIENCE, add_to_session, new_session, open_session
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Recorder:
             self.part = new_session(self.info)
         return bool(bad)
 
-    def save(self, rest: Callable[[], None] = lambda: None) -> None:
+    def save(self, rest: Callable[[], None] = lambda: None, patience: float = PATIENCE) -> None:
         """Merge into the file.
 
         A failure is logged and tried again with the next save: it must not end the generation that is running,
@@ -109,12 +109,13 @@ class Recorder:
 
         Args:
             rest: saved after it, under the same rule.
+            patience: seconds to wait while another process saves the same session.
         """
-        if not self.part.calls:
+        if not self.part.calls and not self.part.images:
             return
         self.part.updated = time.time()
         try:
-            whole = add_to_session(self.path, self.part, self.info)
+            whole = add_to_session(self.path, self.part, self.info, patience)
             self.part = new_session(self.info)
             self.calls, self.saved = whole.calls, whole.updated
             rest()

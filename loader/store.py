@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import folder_paths
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from ..hswq_core import Session, save_session
+from ..hswq_core import Session, SessionError, save_session
+from ..hswq_core.atomic import unwritable
 from ..hswq_core.names import session_path
 from ..hswq_core.predecessor import import_predecessor, is_predecessor
 from ..hswq_core.session import parse_session, read_pt
@@ -16,6 +19,9 @@ from ..hswq_core.states import Sample, load_states, save_states, states_path
 from .model import ModelInfo
 
 FOLDER = "hswq_stats"
+# Seconds to wait for another process that saves the same session: 512 MB of states on a slow drive take about so
+# long. Guess. Within a run a hung process must not cost that at every save: the next one brings it along.
+PATIENCE, PATIENCE_WITHIN_A_RUN = 20.0, 5.0
 
 
 def sessions_folder() -> Path:
@@ -48,16 +54,45 @@ def new_session(info: ModelInfo) -> Session:
     return Session(info.family.name, info.fingerprint, {name: copy.copy(stats) for name, stats in info.empty.items()})
 
 
-def add_to_session(path: Path, part: Session, info: ModelInfo) -> Session:
+@contextmanager
+def alone(session: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Load, merge and save as one step for all processes that write the same session.
+
+    The system takes the lock away with the process that holds it, however that ends; the lock's file says nothing.
+    """
+    lock = FileLock(f"{session}.lock", timeout=patience)
+    try:
+        session.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise SessionError(
+            f"Session {session.stem}",
+            got=f"another process that has been saving it for {patience:g} s",
+            expected="a second or two",
+            remedy="End the ComfyUI that hangs, or choose another session name.",
+        ) from error
+    except OSError as error:
+        raise unwritable(session, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def add_to_session(path: Path, part: Session, info: ModelInfo, patience: float = PATIENCE) -> Session:
     """Merge ``part`` into the session at ``path`` and save it; a new file if there is none.
 
-    The lock makes load, merge and save one step for all processes that calibrate the same session.
+    Args:
+        patience: seconds to wait while another process saves it.
 
     Returns:
         The whole session as saved.
+
+    Raises:
+        SessionError: the file there is damaged or of another model, or another process does not let go of it.
+        FileError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with alone(path, patience):
         if path.exists():
             whole = open_session(path, info)
             whole.merge(part)
@@ -69,17 +104,14 @@ def add_to_session(path: Path, part: Session, info: ModelInfo) -> Session:
     return whole
 
 
-def add_states(session: Path, part: Sample, info: ModelInfo) -> Sample:
-    """Merge ``part`` into the states of the session at ``session`` and save them.
+def add_states(session: Path, part: Sample, info: ModelInfo, patience: float = PATIENCE) -> Sample:
+    """Merge ``part`` into the states of the session at ``session`` and save them; else as ``add_to_session``.
 
     Returns:
         All states as saved.
-
-    Raises:
-        SessionError: the file there is damaged or of another model.
     """
     path = states_path(session)
-    with FileLock(f"{session}.lock"):
+    with alone(session, patience):
         whole = load_states(path, info.fingerprint, part.capacity) if path.exists() else Sample(part.capacity)
         whole.merge(part)
         save_states(whole, info.fingerprint, path)

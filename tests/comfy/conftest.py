@@ -125,3 +125,59 @@ def fp8_compute(comfy) -> Iterator[None]:
     known, model_management.SUPPORT_FP8_OPS = model_management.SUPPORT_FP8_OPS, True
     yield
     model_management.SUPPORT_FP8_OPS = known
+
+
+@dataclass
+class Calibrated:
+    """A small calibrated model in an output folder of its own.
+
+    Attributes:
+        model: a ModelPatcher.
+        session: its statistics' name.
+        output: ComfyUI's output folder.
+    """
+
+    model: Any
+    session: str
+    output: Path
+
+    def convert(self, progress: Callable[[str, int, int], None] = lambda *_: None, **settings: Any) -> tuple[Any, str]:
+        """Conversion and report; ``settings`` of the Request."""
+        from hswq.loader.convert import Request, convert_model
+
+        request = Request(self.session, **{"file_format": "v2", **settings})
+        with torch.inference_mode():
+            return convert_model(self.model, None, None, request, progress)
+
+    @property
+    def files(self) -> set[str]:
+        """Everything below the output folder but locks."""
+        found = (path for path in self.output.rglob("*") if path.suffix != ".lock")
+        return {path.relative_to(self.output).as_posix() for path in found}
+
+    @property
+    def hooks(self) -> int:
+        """How many hang on the model."""
+        modules = self.model.model.diffusion_model.modules()
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+@pytest.fixture
+def calibrated(tmp_path) -> Iterator[Calibrated]:
+    """flux-tiny, two pictures of six calls, every call kept."""
+    inprocess.load_comfy()
+    import folder_paths
+    from hswq.loader.calibrate import calibrated as wrapped
+    from hswq.loader.store import path_of
+
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path / "output"))
+    try:
+        with torch.inference_mode():
+            model = inprocess.load_model(tiny.make("flux-tiny"))
+            watched = wrapped(model, path_of("small"), 50, lambda _line: None)
+        for prompt in range(2):
+            inprocess.sample(watched, steps=6, cfg=1.0, seed=prompt, prompt=prompt)
+        yield Calibrated(model, "small", tmp_path / "output")
+    finally:
+        folder_paths.set_output_directory(before)

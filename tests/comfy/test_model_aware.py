@@ -248,15 +248,15 @@ def test_the_file_holds_the_codes_and_corrected_biases(outcomes, job):
 
 def test_what_does_better_is_written_and_told(job, states, monkeypatch, caplog, tmp_path):
     """With spoiled codes every other way is better; the file holds the best of them."""
-    from hswq.loader import model_aware
+    from hswq.loader import solver
 
-    real = model_aware.solve
+    real = solver.solve
 
     def spoiled(*args, **kwargs):
         found = real(*args, **kwargs)
         return replace(found, codes=torch.zeros_like(found.codes), bias=None)
 
-    monkeypatch.setattr(model_aware, "solve", spoiled)
+    monkeypatch.setattr(solver, "solve", spoiled)
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "spoiled.work")
     with caplog.at_level(logging.WARNING):
         outcome = planned(job, states)
@@ -299,11 +299,11 @@ def test_of_a_large_model_only_the_likely_layers_are_probed(outcomes, job, state
 
 
 def test_a_crash_loses_only_the_layer_at_hand(job, states, monkeypatch, tmp_path):
-    from hswq.loader import model_aware
+    from hswq.loader import solver
 
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "crash.work")
     solved: list[str] = []
-    real = model_aware.solve
+    real = solver.solve
 
     def solve(layer, *args, **kwargs):
         solved.append(layer.name)
@@ -311,7 +311,7 @@ def test_a_crash_loses_only_the_layer_at_hand(job, states, monkeypatch, tmp_path
             raise MemoryError
         return real(layer, *args, **kwargs)
 
-    monkeypatch.setattr(model_aware, "solve", solve)
+    monkeypatch.setattr(solver, "solve", solve)
     with pytest.raises(MemoryError):
         planned(job, states)
     outcome = planned(job, states)
@@ -331,13 +331,13 @@ def test_a_crash_loses_only_the_layer_at_hand(job, states, monkeypatch, tmp_path
 def test_an_error_keeps_the_work_cancel_and_success_do_not(calibrated_model, monkeypatch):
     import comfy.model_management
     from filelock import FileLock
-    from hswq.loader import model_aware
+    from hswq.loader import solver
     from hswq.loader.convert import Request, convert_model
     from hswq.loader.store import path_of
 
     model, session, _ = calibrated_model
     folder = path_of(session).with_suffix(".work")
-    real, solved = model_aware.solve, []
+    real, solved = solver.solve, []
 
     def failing(error: type[BaseException]):
         def solve(layer, *args, **kwargs):
@@ -351,13 +351,13 @@ def test_an_error_keeps_the_work_cancel_and_success_do_not(calibrated_model, mon
     request = Request(session, "v1", "model_aware", extra_percent=4.0)
     for error, left in ((MemoryError, True), (comfy.model_management.InterruptProcessingException, False)):
         solved.clear()
-        monkeypatch.setattr(model_aware, "solve", failing(error))
+        monkeypatch.setattr(solver, "solve", failing(error))
         with torch.inference_mode(), pytest.raises(error):
             convert_model(model, None, None, request, no_progress)
         assert folder.exists() == left
     with FileLock(f"{folder}.lock"), pytest.raises(SessionError, match="another conversion of it under way"):
         convert_model(model, None, None, request, no_progress)
-    monkeypatch.setattr(model_aware, "solve", real)
+    monkeypatch.setattr(solver, "solve", real)
     with torch.inference_mode():
         done, _ = convert_model(model, None, None, request, no_progress)
     assert done.path.exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hswq.hswq_core import FileError, atomic
-from hswq.hswq_core.atomic import atomic_file, require_space, require_writable
+from hswq.hswq_core.atomic import atomic_file, clear_abandoned, require_space, require_writable
 from rig import pack
 
 
@@ -71,17 +71,43 @@ def test_a_full_disk_is_a_file_error_and_leaves_the_old_file(tmp_path, monkeypat
     assert names(tmp_path) == ["session.pt"]
 
 
-def test_data_reaches_the_disk_before_the_name_does(tmp_path, monkeypatch):
-    path, synced_before_rename = tmp_path / "model.safetensors", []
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no folder handles to sync")
+def test_data_reach_the_disk_before_the_name_does_and_the_name_before_the_end(tmp_path, monkeypatch):
+    """What survives a power cut: the content, then the rename, then the folder that holds it."""
+    path, steps = tmp_path / "model.safetensors", []
+    real_sync, real_replace = os.fsync, os.replace
 
     def fsync(handle: int) -> None:
-        if stat.S_ISREG(os.fstat(handle).st_mode):
-            synced_before_rename.append(not path.exists())
+        found = os.fstat(handle)
+        steps.append("folder" if stat.S_ISDIR(found.st_mode) else f"file of {found.st_size} bytes")
+        real_sync(handle)
 
-    monkeypatch.setattr(atomic.os, "fsync", fsync)
+    def replace(source: Path, target: Path) -> None:
+        steps.append(f"rename to {Path(target).name}")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
     with atomic_file(path) as temporary:
         temporary.write_bytes(b"whole")
-    assert synced_before_rename == [True]
+    assert steps == ["file of 5 bytes", "rename to model.safetensors", "folder"]
+
+
+def test_a_drive_that_syncs_no_folders_and_has_no_permissions_is_good_enough(tmp_path, monkeypatch):
+    """The file has its name by then: an error would have the caller save the same once more."""
+
+    def refuse(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    def forbid(_path: Path, _mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(atomic.os, "fsync", refuse)
+    monkeypatch.setattr(Path, "chmod", forbid)
+    with atomic_file(tmp_path / "session.pt") as temporary:
+        temporary.write_bytes(b"whole")
+    assert (tmp_path / "session.pt").read_bytes() == b"whole"
 
 
 def test_a_folder_that_is_a_file_is_a_file_error(tmp_path):
@@ -115,11 +141,18 @@ def test_the_file_has_the_permissions_of_any_new_file(tmp_path):
 
 
 def test_a_disk_with_too_little_room_is_named_before_anything_is_written(tmp_path):
-    free = shutil.disk_usage(tmp_path).free
-    require_space(tmp_path / "not" / "yet", free // 2)
-    with pytest.raises(FileError, match=r"MB free, expected [\d,]+ MB for the new file.*Make room"):
-        require_space(tmp_path / "not" / "yet", free + 10**12)
+    free, path = shutil.disk_usage(tmp_path).free, tmp_path / "not" / "yet"
+    require_space({path: free // 2})
+    with pytest.raises(FileError, match=r"MB free, expected [\d,]+ MB for yet.*Make room"):
+        require_space({path: free + 10**12})
     assert names(tmp_path) == []
+
+
+def test_what_goes_to_one_disk_must_fit_together(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    require_space({tmp_path / "model": free // 2, tmp_path / "work": 0})
+    with pytest.raises(FileError, match="for model and work"):
+        require_space({tmp_path / "model": free // 2 + 10**9, tmp_path / "work": free // 2})
 
 
 KILLED = """
@@ -142,16 +175,45 @@ def start(path: Path, then: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows removes no open file, and has no flock")
-def test_what_a_killed_process_left_goes_with_the_next_file_of_that_name(tmp_path):
-    path = tmp_path / "model [1].safetensors"
-    killed = start(path, "os.kill(os.getpid(), signal.SIGKILL)")
+@pytest.mark.parametrize("name", ["model [1].safetensors", "another name.safetensors"])
+def test_what_a_killed_process_left_goes_with_the_next_file_of_that_folder(name, tmp_path):
+    killed = start(tmp_path / "model [1].safetensors", "os.kill(os.getpid(), signal.SIGKILL)")
     left = Path(killed.communicate()[0].strip())
     assert left.read_bytes() == b"half"
-    (tmp_path / "other.safetensors.abcdefgh.tmp").write_bytes(b"of another file")
-    with atomic_file(path) as temporary:
+    (tmp_path / "other.safetensors.abcdefgh.tmp").write_bytes(b"of another program")
+    with atomic_file(tmp_path / name) as temporary:
         assert not left.exists()
         temporary.write_bytes(b"whole")
-    assert names(tmp_path) == ["model [1].safetensors", "other.safetensors.abcdefgh.tmp"]
+    assert names(tmp_path) == sorted([name, "other.safetensors.abcdefgh.tmp"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no open file, and has no flock")
+def test_what_a_killed_process_left_goes_before_long_work_begins(tmp_path):
+    killed = start(tmp_path / "model.safetensors", "os.kill(os.getpid(), signal.SIGKILL)")
+    killed.communicate()
+    assert len(names(tmp_path)) == 1
+    require_writable(tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no flock")
+def test_a_temporary_file_cleared_away_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+    """Between the two another process may take it for abandoned."""
+    real, taken = atomic.lock, []
+
+    def lock(handle: int, *, wait: bool = False) -> bool:
+        if wait and not taken:
+            taken.extend(tmp_path.iterdir())
+            clear_abandoned(tmp_path)
+        return real(handle, wait=wait)
+
+    monkeypatch.setattr(atomic, "lock", lock)
+    with atomic_file(tmp_path / "session.pt") as temporary:
+        assert len(taken) == 1
+        assert not taken[0].exists()
+        clear_abandoned(tmp_path)
+        temporary.write_bytes(b"whole")
+    assert names(tmp_path) == ["session.pt"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows removes no open file, and has no flock")

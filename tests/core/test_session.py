@@ -24,7 +24,6 @@ from hswq.hswq_core import (
     load_session,
     sample_weights,
     save_session,
-    session,
 )
 
 pytestmark = [  # of torch, about the files that are damaged on purpose
@@ -139,11 +138,12 @@ def test_an_interrupted_save_leaves_the_old_file_and_no_temporary_one(failure, t
     save_session(recorded(range(3)), path)
     old = path.read_bytes()
 
-    def half(_data: object, file: Path) -> None:
-        Path(file).write_bytes(b"half")
+    def half(file: Path, _data: object) -> None:
+        with file.open("wb") as opened:
+            opened.write(b"half")
         raise failure
 
-    monkeypatch.setattr(session.torch, "save", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(failure):
         save_session(recorded(range(8)), path)
     assert path.read_bytes() == old

@@ -124,3 +124,11 @@ def test_what_a_killed_process_left_goes_with_the_next_and_what_another_uses_sta
     other.communicate("go on\n")
     assert other.returncode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no flock")
+def test_a_folder_of_a_process_killed_before_it_had_its_lock_goes_too(tmp_path):
+    (tmp_path / ".hswq-abandoned").mkdir()
+    with passing_workspace(tmp_path):
+        assert not (tmp_path / ".hswq-abandoned").exists()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+"""Processes killed while they calibrate or convert, and what they leave behind."""

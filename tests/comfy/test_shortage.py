@@ -1,0 +1,163 @@
+"""Memory that runs out while layers are rounded: fewer at a time, then to nearest, and the report says so.
+
+The device is a small one: what is gathered counts against a limit, and beyond it torch's own error is raised where
+the memory would be asked for. What is not given back keeps counting.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from hswq.hswq_core import FileSource
+from hswq.hswq_core.gram import Gram
+from hswq.hswq_core.solve import UNSOLVED
+
+pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+
+
+class Device:
+    """Room for second moments.
+
+    Attributes:
+        limit: bytes.
+        most: bytes there were at once.
+        refused: layers for which there was no room, in order.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.most = limit, 0
+        self.refused: list[str] = []
+        self._held = weakref.WeakSet[torch.Tensor]()
+
+    def patch(self, monkeypatch) -> Device:
+        real = Gram.add
+
+        def add(gram: Gram, rows: torch.Tensor) -> None:
+            fresh = gram._sum is None
+            if fresh and self.size + 4 * gram.width**2 > self.limit:
+                self.refused.append(gram.name)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate some")
+            real(gram, rows)
+            if fresh:
+                self._held.add(gram._sum)
+                self.most = max(self.most, self.size)
+
+        monkeypatch.setattr(Gram, "add", add)
+        return self
+
+    @property
+    def size(self) -> int:
+        return sum(tensor.nbytes for tensor in list(self._held))
+
+
+def codes(path) -> dict[str, bytes]:
+    """{key: bytes} of every tensor of a file."""
+    file = FileSource(path)
+    return {key: file.read(key).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for key in file.entries}
+
+
+def roomy(calibrated, monkeypatch) -> tuple[Device, dict[str, bytes]]:
+    """A conversion that has all the memory it wants: what it held at most, and the file's tensors."""
+    with monkeypatch.context() as patched:
+        device = Device(float("inf")).patch(patched)
+        done, report = calibrated.convert()
+    assert "memory ran out" not in report
+    tensors = codes(done.path)
+    done.path.unlink()
+    return device, tensors
+
+
+def test_with_fewer_layers_at_a_time_the_file_is_the_same(calibrated, monkeypatch, caplog):
+    whole, tensors = roomy(calibrated, monkeypatch)
+    widest = 4 * 1280**2  # linear2 of a single block: 256 + 4 x 256 columns
+    device = Device(1.5 * widest).patch(monkeypatch)
+    assert device.limit < whole.most
+    done, report = calibrated.convert()
+    assert device.refused
+    assert "memory ran out; going on with" in caplog.text
+    assert "memory ran out" not in report
+    assert codes(done.path) == tensors
+    assert not calibrated.hooks
+
+
+def test_a_layer_for_whose_inputs_there_is_no_memory_is_rounded_to_nearest(calibrated, monkeypatch, caplog):
+    _, tensors = roomy(calibrated, monkeypatch)
+    Device(3.9 * 1280**2).patch(monkeypatch)
+    done, report = calibrated.convert(extra_percent=0.0)
+    unsolved = [layer.name for layer in done.plan.layers if layer.reason == UNSOLVED]
+    assert unsolved == ["single_blocks.0.linear2", "single_blocks.1.linear2"]
+    assert "memory ran out for 2 layers" in report
+    assert all(name in report for name in unsolved)
+    assert f"2 {UNSOLVED}" in report
+    assert caplog.text.count("it is rounded to nearest") == 2
+    found = codes(done.path)
+    others = {layer.name for layer in done.plan.layers if layer.reason in ("compensated", "nearest")}
+    weights = [f"{name}.weight" for name in others]
+    same = [key for key in weights if len(found[key]) == len(tensors[key])]  # not those that +3 % keep in 16 bits
+    assert len(same) > 15
+    assert all(found[key] == tensors[key] for key in same)
+    assert not calibrated.hooks
+    assert not list(calibrated.output.glob("hswq_stats/*.work"))
+
+
+@pytest.mark.parametrize("times", [1, 10**6])
+def test_no_memory_to_solve_one_layer(calibrated, monkeypatch, caplog, times):
+    """Once: with less in memory it succeeds. Always: nearest, the layers beside it as ever."""
+    from hswq.loader import solver
+
+    _, tensors = roomy(calibrated, monkeypatch)
+    real, name, failed = solver.solve, "double_blocks.0.img_mlp.0", []
+
+    def solve(layer, *args, **kwargs):
+        if layer.name == name and len(failed) < times:
+            failed.append(layer.name)
+            torch.empty(2**50)  # no machine has a pebibyte
+        return real(layer, *args, **kwargs)
+
+    monkeypatch.setattr(solver, "solve", solve)
+    done, report = calibrated.convert()
+    assert "memory ran out; going on with" in caplog.text
+    reasons = {layer.name: layer.reason for layer in done.plan.layers}
+    if times == 1:
+        assert codes(done.path) == tensors
+        return
+    assert len(failed) > 2
+    assert reasons[name] == UNSOLVED
+    assert f"{name}. Close other programs" in report
+
+
+def test_other_errors_are_no_shortage():
+    from hswq.loader.shortage import attempted
+
+    def fail() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        attempted(fail)
+    assert attempted(lambda: 3) == 3
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda: torch.empty(2**50), lambda: torch.empty(2**45, dtype=torch.float64)], ids=["PiB", "256 TiB"]
+)
+def test_what_the_cpu_cannot_give_is_a_shortage(comfy, ask: Callable[[], torch.Tensor]):
+    from hswq.loader.shortage import attempted
+
+    assert attempted(ask) is None
+
+
+def test_what_was_held_is_given_back(comfy):
+    from hswq.loader.shortage import attempted
+
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def ask() -> torch.Tensor:
+        mine = torch.zeros(1000)
+        held.append(weakref.ref(mine))
+        return mine + torch.empty(2**50)
+
+    assert attempted(ask) is None
+    assert held[0]() is None
