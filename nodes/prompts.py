@@ -41,7 +41,10 @@ class HSWQCalibrationPrompts(io.ComfyNode):
                     "Empty: the 128 that come with HSWQ.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="prompt"), io.Int.Output(display_name="seed")],
+            outputs=[
+                io.String.Output(display_name="prompt", tooltip="The prompt whose turn it is, for CLIP Text Encode."),
+                io.Int.Output(display_name="seed", tooltip="A seed for the sampler, another one for each index."),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 

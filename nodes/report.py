@@ -55,7 +55,10 @@ class HSWQReport(io.ComfyNode):
                     "Goes before file.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="picture"), io.String.Output(display_name="table")],
+            outputs=[
+                io.Image.Output(display_name="picture", tooltip="The charts, for Preview Image or Save Image."),
+                io.String.Output(display_name="table", tooltip="The numbers as text, for Preview as Text."),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
