@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from .checkpoint import TensorSource, source_hash
+from .checks import checked, parse_json, shown
 from .errors import FileError
 from .formats import FORMATS
 from .plan import KEEP, Plan
@@ -49,18 +51,37 @@ def declared_format(metadata: Mapping[str, str] | None, file_name: str) -> str |
     text = (metadata or {}).get(HEADER_KEY)
     if text is None:
         return None
-    try:
-        record = json.loads(text)
-        version, name = record["version"], record["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _bad(
-            file_name, f"unreadable ({type(error).__name__}: {error})", "JSON with version and format"
-        ) from error
+    record = header_record(text, file_name)
+    version, name = record["version"], record["format"]
     if version != HEADER_VERSION:
-        raise _bad(file_name, f"version {version!r}", f"version {HEADER_VERSION}", "Update this node pack.")
-    if name not in FORMATS:
-        raise _bad(file_name, f"format {name!r}", " or ".join(FORMATS), "Update this node pack.")
-    return str(name)
+        raise _bad(file_name, f"version {shown(version)}", f"version {HEADER_VERSION}", "Update this node pack.")
+    if not isinstance(name, str) or name not in FORMATS:
+        raise _bad(file_name, f"format {shown(name)}", " or ".join(FORMATS), "Update this node pack.")
+    return name
+
+
+def header_record(text: str, file_name: str) -> dict[str, Any]:
+    """The entry ``hswq``, which says at least version and format; FileError if it is damaged."""
+    try:
+        record = checked(parse_json(text), dict)
+        if not {"version", "format"} <= set(record):
+            raise ValueError("no version or no format")
+    except ValueError as error:
+        raise _bad(file_name, f"unreadable ({error})", "JSON with version and format") from error
+    return record
+
+
+def plan_record(text: str, file_name: str) -> Plan:
+    """The entry ``hswq_plan``, or what ``plan.json`` holds; FileError if it is damaged."""
+    try:
+        return Plan.from_json(text)
+    except ValueError as error:
+        raise FileError(
+            f"File {file_name}, plan",
+            got=f"unreadable ({error})",
+            expected="a plan as the Converter writes it",
+            remedy="The file is damaged: convert or download it again.",
+        ) from error
 
 
 def _bad(

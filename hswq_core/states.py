@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import weakref
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping
@@ -23,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .atomic import atomic_file
-from .errors import SessionError
+from .checkpoint import FileSource
+from .checks import checked, number, parse_json, shown
+from .errors import FileError, SessionError
 from .fingerprint import Fingerprint
 
 HEADER_KEY, VERSION = "hswq_states", 1
@@ -38,6 +40,12 @@ MAX_STATES = 4096
 MAX_BYTES = 2**29
 # The argument that holds all sigmas of the run, one tensor for all its calls.
 SCHEDULE = "sample_sigmas"
+MAX_SCHEDULE = 10_000
+# Names of arguments, and how many a state has at most: models take ten, a list of reference latents some more.
+_ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(/\d{1,3})?", re.ASCII)
+MAX_ARGUMENTS = 100
+# A model is called with these in any case; calibration records none of them.
+_TAKEN = {"t", "control", "transformer_options"}
 Constant = bool | int | float | str
 
 
@@ -152,8 +160,12 @@ class Sample:
 
     def add(self, states: Iterable[State]) -> None:
         """Insert states that have their keys; what is too much goes, the largest keys first."""
+        digests: dict[int, str] = {}  # a file may let thousands of states share a large tensor
+        states = list(states)  # held, so that no tensor's id is given to another one
         for state in states:
-            shared = {name: self._known.setdefault(_digest(tensor), tensor) for name, tensor in state.tensors.items()}
+            for tensor in state.tensors.values():
+                digests[id(tensor)] = digests.get(id(tensor)) or _digest(tensor)
+            shared = {name: self._known.setdefault(digests[id(t)], t) for name, t in state.tensors.items()}
             insort(self.states, replace(state, tensors=shared), key=lambda s: s.key)
         while len(self.states) > self.capacity or (self.nbytes > MAX_BYTES and len(self.states) > 1):
             self._ceiling = min(self._ceiling, self.states.pop().key)
@@ -198,11 +210,10 @@ def load_states(path: Path, fingerprint: Fingerprint, capacity: int) -> Sample:
             remedy="Set the Calibration node's states above 0 and generate once more, or choose method hswq.",
         )
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER_KEY])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        sample = _parsed(header, tensors, capacity)
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        source = FileSource(path)
+        header = checked(parse_json(source.metadata[HEADER_KEY]), dict)
+        sample = _parsed(header, source, capacity)
+    except (FileError, OSError, KeyError, ValueError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if header["layout"] != fingerprint.layout:
         raise SessionError(
@@ -214,28 +225,53 @@ def load_states(path: Path, fingerprint: Fingerprint, capacity: int) -> Sample:
     return sample
 
 
-def _parsed(header: dict[str, Any], tensors: dict[str, torch.Tensor], capacity: int) -> Sample:
+def _parsed(header: dict[str, Any], source: FileSource, capacity: int) -> Sample:
     if header["version"] != VERSION:
-        raise ValueError(f"version {header['version']!r}, this release reads {VERSION}")
-    entries = header["states"]
-    if not isinstance(entries, list) or len(entries) > MAX_STATES:
-        raise ValueError(f"expected at most {MAX_STATES} states")
+        raise ValueError(f"version {shown(header['version'])}, this release reads {VERSION}")
+    entries = [checked(entry, dict) for entry in checked(header["states"], list)]
+    size = sum(info.nbytes for info in source.entries.values())
+    if len(entries) > MAX_STATES or size > (MAX_BYTES if len(entries) > 1 else 2 * MAX_BYTES):
+        raise ValueError(f"{len(entries)} states of {size:,} bytes, expected at most {MAX_STATES} of {MAX_BYTES:,}")
+    checked(header["layout"], str)
+    tensors = {key: source.read(key) for key in source.entries}
     parts: list[dict[str, torch.Tensor]] = [{} for _ in entries]
     for key, tensor in tensors.items():
-        number, _, name = key.partition("/")
-        if not number.isdecimal():
+        state, _, name = key.partition("/")
+        if not state.isdecimal() or int(state) >= len(parts):
             raise ValueError(f"tensor {key!r} of no state")
-        parts[int(number)][name] = tensor
-    states = []
-    for entry, part in zip(entries, parts, strict=True):
-        constants = entry["constants"]
-        part |= {name: tensors[key] for name, key in entry.get("same", {}).items()}
-        if {"x", "sigma"} - set(part) or not all(isinstance(value, Constant) for value in constants.values()):
-            raise ValueError("a state without x and sigma, or with a constant of another kind")
-        states.append(State(float(entry["key"]), part, constants))
+        parts[int(state)][name] = tensor
     sample = Sample(capacity)
-    sample.add(states)
+    sample.add([_state(entry, part, tensors) for entry, part in zip(entries, parts, strict=True)])
     return sample
+
+
+def _state(entry: dict[str, Any], part: dict[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> State:
+    constants, same = checked(entry["constants"], dict), checked(entry.get("same", {}), dict)
+    part |= {name: tensors[checked(key, str)] for name, key in same.items()}
+    for name in (*part, *constants):
+        stem, _, item = name.partition("/")
+        if not _ARGUMENT.fullmatch(name) or stem in _TAKEN or (item and (stem in part or stem in constants)):
+            raise ValueError(f"argument {shown(name)}")
+    if set(part) & set(constants) or len(part) + len(constants) > MAX_ARGUMENTS:
+        raise ValueError("an argument twice, or too many of them")
+    if not all(isinstance(value, Constant) for value in constants.values()):
+        raise ValueError("a constant of another kind")
+    _require_call(part)
+    key = number(entry["key"])
+    if not 0 <= key <= 1:
+        raise ValueError(f"key {key}, expected 0 to 1")
+    return State(key, part, constants)
+
+
+def _require_call(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError unless x is one picture, sigma one number, and the schedule a vector."""
+    x, sigma, schedule = (tensors.get(name) for name in ("x", "sigma", SCHEDULE))
+    if x is None or sigma is None:
+        raise ValueError("a state without x and sigma")
+    if x.dim() < 2 or len(x) != 1 or not x.numel() or not x.is_floating_point() or sigma.shape != (1,):
+        raise ValueError(f"x of shape {tuple(x.shape)} and sigma of shape {tuple(sigma.shape)}")
+    if schedule is not None and (schedule.dim() != 1 or len(schedule) > MAX_SCHEDULE):
+        raise ValueError(f"{SCHEDULE} of shape {tuple(schedule.shape)}")
 
 
 def _damaged(path: Path, what: str) -> SessionError:
