@@ -83,7 +83,7 @@ def number(value: Any) -> float:
     """A finite number; tensors of one element are numbers too."""
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
-    if type(value) not in (int, float) or abs(value) >= math.inf or value != value:
+    if type(value) not in (int, float) or not abs(value) < math.inf:
         raise ValueError(f"{shown(value)} where a finite number is expected")
     return float(value)
 

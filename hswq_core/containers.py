@@ -24,7 +24,7 @@ from .archive import members
 # A session of a thousand layers of 4000 channels takes 64 MB, 260 bytes and 81 operations a layer besides.
 MAX_FILE_BYTES = 2**28
 MAX_PICKLE_BYTES = 2**23
-MAX_OPERATIONS = 2_000_000
+MAX_OPERATIONS = 1_000_000
 MAX_RANK = 8
 _PICKLE, _BYTE_ORDER, _STORAGES = "data.pkl", "byteorder", "data/"
 _STORAGE_DTYPES = {
@@ -108,16 +108,18 @@ class _Machine:
 
     def run(self) -> object:
         """The one object it makes."""
+        code = self._code + b"."  # ends what has no end
         for _ in range(MAX_OPERATIONS):
-            code = self.take(1)
-            if code == b".":
+            operation = code[self._at]
+            self._at += 1
+            if operation == _STOP:
                 break
-            if code not in _OPERATIONS:
-                raise ValueError(f"operation {code.hex()}, which no plain container needs")
-            _OPERATIONS[code](self)
+            if operation not in _OPERATIONS:
+                raise ValueError(f"operation {operation:#x}, which no plain container needs")
+            _OPERATIONS[operation](self)
         else:
             raise ValueError(f"more than {MAX_OPERATIONS:,} operations")
-        if len(self.stack) != 1 or self.marks:
+        if len(self.stack) != 1 or self.marks or self._at > len(self._code):
             raise ValueError("not one object")
         return self.stack[0]
 
@@ -270,7 +272,8 @@ def _last(machine: _Machine, count: int) -> list[Any]:
     return [machine.pop() for _ in range(count)][::-1]
 
 
-_OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
+_STOP = ord(".")
+_NAMED: dict[bytes, Callable[[_Machine], None]] = {
     b"\x80": _protocol,
     b"(": lambda m: m.marks.append(len(m.stack)),
     b"}": lambda m: m.stack.append({}),
@@ -301,3 +304,4 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"R": lambda m: m.call(),
     b"Q": lambda m: m.storage(),
 }
+_OPERATIONS = {name[0]: operation for name, operation in _NAMED.items()}

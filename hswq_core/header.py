@@ -64,10 +64,10 @@ def header_record(text: str, file_name: str) -> dict[str, Any]:
     """The entry ``hswq``, which says at least version and format; FileError if it is damaged."""
     try:
         record = checked(parse_json(text), dict)
-        if not {"version", "format"} <= set(record):
-            raise ValueError("no version or no format")
     except ValueError as error:
         raise _bad(file_name, f"unreadable ({error})", "JSON with version and format") from error
+    if not {"version", "format"} <= set(record):
+        raise _bad(file_name, "unreadable (no version or no format)", "JSON with version and format")
     return record
 
 

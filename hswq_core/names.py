@@ -1,8 +1,8 @@
 """Names that come from a workflow's widgets, and the file names made of them.
 
 A workflow may come from a stranger: a name never leaves the folder it belongs to. What is allowed: one part of a file
-name (of ``filename_prefix`` up to ``MAX_PARTS`` of them, divided by slashes of either kind), of printable letters, digits,
-signs and inner spaces and dots, in any script. What is not: path parts, drives and devices of any system, invisible and
+name (of ``filename_prefix`` up to ``MAX_PARTS``, divided by slashes of any kind), of printable letters, digits, signs
+and inner spaces and dots, in any script. What is not: path parts, drives and devices of any system, invisible and
 direction-changing characters, and whatever looks like one of these, such as a full-width solidus.
 
 Links: the folder itself may be a link, as users with a second disk have it. Below it no name may lead out through one,

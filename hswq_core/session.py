@@ -27,7 +27,7 @@ from .observer import LAYER_KINDS, LayerStats
 
 SESSION_TYPE = "hswq_session"
 SESSION_VERSION = 1
-MAX_LAYERS = 20_000
+MAX_LAYERS = 10_000
 MAX_CHANNELS = 1_000_000
 RECALIBRATE = "Calibrate again under a new session name."
 

@@ -18,13 +18,14 @@ import random
 import re
 import weakref
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .atomic import atomic_file
 from .checkpoint import FileSource
@@ -46,6 +47,7 @@ _ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(/\d{1,3})?", re.ASCII)
 MAX_ARGUMENTS = 100
 # A model is called with these in any case; calibration records none of them.
 _TAKEN = {"t", "control", "transformer_options"}
+_DIGESTS: MutableMapping[torch.Tensor, str] = WeakTensorKeyDictionary()
 Constant = bool | int | float | str
 
 
@@ -160,18 +162,21 @@ class Sample:
 
     def add(self, states: Iterable[State]) -> None:
         """Insert states that have their keys; what is too much goes, the largest keys first."""
-        digests: dict[int, str] = {}  # a file may let thousands of states share a large tensor
-        states = list(states)  # held, so that no tensor's id is given to another one
         for state in states:
-            for tensor in state.tensors.values():
-                digests[id(tensor)] = digests.get(id(tensor)) or _digest(tensor)
-            shared = {name: self._known.setdefault(digests[id(t)], t) for name, t in state.tensors.items()}
+            shared = {name: self._known.setdefault(_digest(tensor), tensor) for name, tensor in state.tensors.items()}
             insort(self.states, replace(state, tensors=shared), key=lambda s: s.key)
         while len(self.states) > self.capacity or (self.nbytes > MAX_BYTES and len(self.states) > 1):
             self._ceiling = min(self._ceiling, self.states.pop().key)
 
 
 def _digest(tensor: torch.Tensor) -> str:
+    """Of a state's tensor, which never changes; once for each, since thousands of states may share a large one."""
+    if tensor not in _DIGESTS:
+        _DIGESTS[tensor] = _content(tensor)
+    return _DIGESTS[tensor]
+
+
+def _content(tensor: torch.Tensor) -> str:
     content = hashlib.blake2b(tensor.reshape(-1).view(torch.uint8).numpy().data, digest_size=16).hexdigest()
     return f"{content} {tensor.dtype} {tuple(tensor.shape)}"
 
@@ -186,10 +191,13 @@ def save_states(sample: Sample, fingerprint: Fingerprint, path: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     entries, stored = [], dict[int, str]()
     for i, state in enumerate(sample.states):
-        same = {name: stored[id(t)] for name, t in state.tensors.items() if id(t) in stored}
-        fresh = {f"{i}/{name}": t for name, t in state.tensors.items() if name not in same}
-        stored |= {id(t): key for key, t in fresh.items()}
-        tensors |= fresh
+        same: dict[str, str] = {}
+        for name, tensor in state.tensors.items():
+            if id(tensor) in stored:
+                same[name] = stored[id(tensor)]
+            else:
+                stored[id(tensor)] = f"{i}/{name}"
+                tensors[f"{i}/{name}"] = tensor
         entries.append({"key": state.key, "constants": state.constants, "same": same})
     header = {"version": VERSION, "layout": fingerprint.layout, "states": entries}
     with atomic_file(path) as temporary:
