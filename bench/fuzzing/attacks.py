@@ -14,6 +14,7 @@ import torch
 
 from . import seeds
 
+VERSION = {"s/version": b"3\n", "s/byteorder": b"little"}
 Attack = Callable[[Path], object]
 SHELL = "cposix\nsystem\n"
 DEEP, MANY = 400_000, 1_000_000
@@ -44,7 +45,7 @@ def _tensor(elements: int, shape: Iterable[int], strides: Iterable[int], offset:
 
 def _pt(value: Any, data: bytes = b"\0" * 8) -> Attack:
     code = b"\x80\2" + _code(value) + b"."
-    return lambda path: seeds.archived(path, code, {"s/data/0": data})
+    return lambda path: seeds.archived(path, code, {**VERSION, "s/data/0": data})
 
 
 def _changed(change: Callable[[dict[str, Any]], object]) -> Attack:
@@ -61,7 +62,7 @@ def _changed(change: Callable[[dict[str, Any]], object]) -> Attack:
 def _zip(*entries: tuple[str, bytes], method: int = zipfile.ZIP_STORED, comment: bytes = b"") -> Attack:
     def make(path: Path) -> None:
         with zipfile.ZipFile(path, "w", method) as archive:
-            for name, content in entries:
+            for name, content in {**VERSION, **dict(entries)}.items():
                 archive.writestr(name, content)
             archive.comment = comment
 
@@ -115,8 +116,10 @@ SESSIONS: dict[str, Attack] = {
     "an empty file": lambda path: path.write_bytes(b""),
     "a folder": Path.mkdir,
     "300 MB of zeros": _sparse(300 * 2**20),
-    "a compressed archive (1 GB from 1 MB)": _zip(
-        ("s/data.pkl", b"\x80\2N."), ("s/data/0", b"\0" * 2**27), method=zipfile.ZIP_DEFLATED
+    "a compressed archive (128 MB in 130 KB)": _zip(
+        ("s/data.pkl", b"\x80\2" + _tensor(2**24, (2**24,), (1,)) + b"."),
+        ("s/data/0", b"\0" * 2**27),
+        method=zipfile.ZIP_DEFLATED,
     ),
     "60,000 entries of one content": _overlapping,
     "65,000 entries": _zip(("s/data.pkl", b"\x80\2N."), *((f"s/data/{i}", b"") for i in range(65_000))),

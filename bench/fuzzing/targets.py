@@ -76,8 +76,7 @@ def read_checkpoint(path: Path) -> list[str]:
     """As the command line inspects, verifies and compares it; what these say."""
     file = QuantizedFile(path)
     plan = file.source.metadata.get(PLAN_KEY)
-    readers: list[Callable[[Path], object]] = [lambda _, key=key: file.restored(key) for key in file.weights()]
-    readers += [lambda _: list(compare(file, file)), lambda _: plan is None or plan_record(plan, path.name)]
+    readers = (lambda _: list(compare(file, file)), lambda _: plan is None or plan_record(plan, path.name))
     refused = [text for read in readers if (text := refusal(path, read))]
     return [*refused, *findings(path)]
 
