@@ -130,7 +130,7 @@ def _names(data: bytes, folder: Path) -> None:
             if (
                 ".." in path.parts
                 or not path.resolve().is_relative_to(root)
-                or text.rpartition("/")[2] not in path.name
+                or text.replace("\\", "/").rpartition("/")[2] not in path.name
             ):
                 raise AssertionError(ascii(path))
 
