@@ -34,11 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", help="default: all")
     parser.add_argument("--runs", type=int, default=100_000)
+    parser.add_argument("--seconds", type=int, default=0, help="for each target at most; 0: no limit")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
-        fuzz(options.targets[0], options.inside, options.runs, options.seed)
+        limits = (f"-runs={options.runs}", f"-max_total_time={options.seconds}", f"-seed={options.seed}")
+        fuzz(options.targets[0], options.inside, limits)
     from fuzzing.targets import TARGETS
 
     sound = [fuzzed(name, options) for name in options.targets or TARGETS]
@@ -48,7 +50,8 @@ def main() -> None:
 def fuzzed(name: str, options: argparse.Namespace) -> bool:
     """One target in a process of its own: the fuzzer ends it."""
     shared = Path("/dev/shm")  # noqa: S108 - files that live for a millisecond
-    command = [sys.executable, __file__, name, "--runs", str(options.runs), "--seed", str(options.seed), "--inside"]
+    wish = [f"--{key}={getattr(options, key)}" for key in ("runs", "seconds", "seed")]
+    command = [sys.executable, __file__, name, *wish, "--inside"]
     with TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
         done = subprocess.run([*command, folder], capture_output=True, text=True, errors="replace", check=False)
     found = DONE.search(done.stderr)
@@ -61,7 +64,7 @@ def fuzzed(name: str, options: argparse.Namespace) -> bool:
     return True
 
 
-def fuzz(name: str, folder: Path, runs: int, seed: int) -> None:
+def fuzz(name: str, folder: Path, limits: tuple[str, ...]) -> None:
     """Does not return."""
     import atheris
 
@@ -84,7 +87,7 @@ def fuzz(name: str, folder: Path, runs: int, seed: int) -> None:
         own = target.mutation(data, rng) if target.mutation and rng.random() < OWN_MUTATIONS else None
         return atheris.Mutate(data, size) if own is None else own[:size]
 
-    flags = [f"-runs={runs}", f"-seed={seed}", f"-max_len={LONGEST}", "-rss_limit_mb=0", "-timeout=60"]
+    flags = [*limits, f"-max_len={LONGEST}", "-rss_limit_mb=0", "-timeout=60"]
     atheris.Setup([sys.argv[0], *flags, f"-artifact_prefix={corpus}/found-", str(corpus)], one, custom_mutator=mutated)
     with limit(MEMORY):
         atheris.Fuzz()
