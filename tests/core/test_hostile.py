@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("resource", reason="limits of memory are Unix's")
+
 from fuzzing import attacks, seeds
 from fuzzing.replay import READERS, read_checkpoint
 from fuzzing.targets import TARGETS
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="how much a process has is read the way of Linux")
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 FOUND = Path(__file__).resolve().parents[1] / "data" / "hostile"
 NAMES = [f"{kind}: {name}" for kind, rows, _, _ in READERS for name in rows]
