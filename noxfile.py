@@ -21,6 +21,7 @@ import nox
 
 RUFF = "ruff==0.17.6"
 MYPY = "mypy==2.4.1"
+ATHERIS = "atheris==3.0.0"
 
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "bench" / "rig" / "pins"
@@ -120,6 +121,12 @@ def quality(session: nox.Session) -> None:
     """Judge every method, other tools too, by the pictures of the reference models (hours: see `--quick`)."""
     peers = HERE / "bench" / "judge" / "peers.txt"
     comfy(session, "bench/quality.py", *session.posargs, also=("-r", str(peers)))
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """`nox -s fuzz -- TARGET --runs N`: hostile input for the readers, guided by coverage (Linux)."""
+    comfy(session, "bench/fuzz.py", *session.posargs, also=(ATHERIS,))
 
 
 @nox.session(venv_backend="none")

@@ -1,14 +1,9 @@
-"""Checkpoints on disk as a readable source of tensors.
-
-safetensors layout: uint64 little-endian header length, JSON header (padded with spaces to 8 bytes), data.
-"""
+"""Checkpoints on disk as a readable source of tensors."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import FileError
+from .tensor_header import METADATA_KEY as METADATA_KEY  # noqa: PLC0414 - where writers look for it
+from .tensor_header import Record, read_records
 
 # torch dtype <-> safetensors name; the reverse view is derived, so that the two cannot drift.
 DTYPE_NAMES = {
@@ -35,7 +32,6 @@ DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-METADATA_KEY = "__metadata__"
 # Of a diffusion model's keys: in whole checkpoints, and as training tools save them.
 CHECKPOINT_PREFIX = "model.diffusion_model."
 PREFIXES = (CHECKPOINT_PREFIX, "diffusion_model.")
@@ -91,25 +87,26 @@ class FileSource:
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
-    """Metadata and {key: info} in the order of the data, after the library's own checks of the header.
+    """Metadata and {key: info} in the order of the data.
 
     Raises:
         FileError: see ``FileSource``.
     """
-    require_whole(path)
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    metadata = header.pop(METADATA_KEY, {})
-    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-    return metadata, {key: _info(path, key, record) for key, record in ordered}
+    metadata, records = _whole(path)
+    return metadata, {key: _info(path, key, record) for key, record in records.items()}
 
 
 def require_whole(path: Path) -> None:
-    """Raise FileError unless ``path`` is a safetensors file with all of its data, as the library checks it."""
+    """Raise FileError unless ``path`` is a sound safetensors file with all of its data, of whatever dtypes."""
+    _whole(path)
+
+
+def _whole(path: Path) -> tuple[dict[str, str], dict[str, Record]]:
+    """Header of a file that passes our checks and, after them, the library's."""
     try:
+        found = read_records(path)
         with safe_open(path, framework="pt", device="cpu"):
-            pass
+            return found
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(
             f"File {path.name}",
@@ -119,19 +116,16 @@ def require_whole(path: Path) -> None:
         ) from error
 
 
-def _info(path: Path, key: str, record: Mapping[str, object]) -> TensorInfo:
-    dtype = NAMED_DTYPES.get(str(record["dtype"]))
+def _info(path: Path, key: str, record: Record) -> TensorInfo:
+    dtype = NAMED_DTYPES.get(record.dtype)
     if dtype is None:
         raise FileError(
             f"File {path.name}, tensor {key}",
-            got=f"dtype {record['dtype']}",
+            got=f"dtype {record.dtype}",
             expected=" or ".join(NAMED_DTYPES),
             remedy="Use the original FP16 or BF16 file of the model.",
         )
-    shape = record["shape"]
-    if not isinstance(shape, list):
-        raise FileError(f"File {path.name}, tensor {key}", got=shape, expected="a shape", remedy="Download it again.")
-    return TensorInfo(dtype, tuple(shape))
+    return TensorInfo(dtype, record.shape)
 
 
 def model_prefix(keys: Iterable[str]) -> str:

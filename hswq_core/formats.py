@@ -17,9 +17,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from .checks import checked, parse_json
 from .errors import SettingError
 from .families import Family
 from .grid import Grid
@@ -27,6 +29,9 @@ from .grid import Grid
 # A comfy convolution is stored unscaled only if that costs at most so much SQNR against a scaled one.
 # Guess, until the reference models measure it.
 UNSCALED_CONV_MAX_LOSS_DB = 6.0
+
+# Those in use have up to 200.
+MAX_MARKER_BYTES = 4096
 
 # What one scale serves.
 TENSOR, CHANNEL = "tensor", "channel"
@@ -81,6 +86,16 @@ def comfy_marker(grid: Grid, *, full_precision: bool = True) -> torch.Tensor:
     # 60 or 64 bytes, so that the float16 and float32 tensors after it in a file still start where they must.
     text += " " * (-len(text) % 4)
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def marker_record(marker: torch.Tensor) -> dict[str, Any]:
+    """What a ``comfy_quant`` says, by whomever: at least a ``format``. Raises ValueError for anything else."""
+    if marker.dtype != torch.uint8 or marker.numel() > MAX_MARKER_BYTES:
+        raise ValueError(f"{marker.numel()} values of {marker.dtype}")
+    record = checked(parse_json(str(bytes(marker.flatten().tolist()), "utf-8")), dict)
+    if "format" not in record:
+        raise ValueError("no format")
+    return record
 
 
 def _comfy_extra(grid: Grid, scale: torch.Tensor | None, input_scale: torch.Tensor | None) -> dict[str, torch.Tensor]:

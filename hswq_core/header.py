@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from .checkpoint import TensorSource, source_hash
+from .checks import checked, parse_json, shown
 from .errors import FileError, LayerError
 from .formats import FORMATS
 from .plan import KEEP, LayerPlan, Plan
@@ -50,18 +52,24 @@ def declared_format(metadata: Mapping[str, str] | None, file_name: str) -> str |
     text = (metadata or {}).get(HEADER_KEY)
     if text is None:
         return None
-    try:
-        record = json.loads(text)
-        version, name = record["version"], record["format"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _bad(
-            file_name, f"unreadable ({type(error).__name__}: {error})", "JSON with version and format"
-        ) from error
+    record = header_record(text, file_name)
+    version, name = record["version"], record["format"]
     if version != HEADER_VERSION:
-        raise _bad(file_name, f"version {version!r}", f"version {HEADER_VERSION}", "Update this node pack.")
-    if name not in FORMATS:
-        raise _bad(file_name, f"format {name!r}", " or ".join(FORMATS), "Update this node pack.")
-    return str(name)
+        raise _bad(file_name, f"version {shown(version)}", f"version {HEADER_VERSION}", "Update this node pack.")
+    if not isinstance(name, str) or name not in FORMATS:
+        raise _bad(file_name, f"format {shown(name)}", " or ".join(FORMATS), "Update this node pack.")
+    return name
+
+
+def header_record(text: str, file_name: str) -> dict[str, Any]:
+    """The entry ``hswq``, which says at least version and format; FileError if it is damaged."""
+    try:
+        record = checked(parse_json(text), dict)
+    except ValueError as error:
+        raise _bad(file_name, f"unreadable ({error})", "JSON with version and format") from error
+    if not {"version", "format"} <= set(record):
+        raise _bad(file_name, "unreadable (no version or no format)", "JSON with version and format")
+    return record
 
 
 def declared_plan(metadata: Mapping[str, str], file_name: str) -> Plan | None:
@@ -73,31 +81,36 @@ def declared_plan(metadata: Mapping[str, str], file_name: str) -> Plan | None:
     text = metadata.get(PLAN_KEY)
     if text is None:
         return None
+    return plan_record(text, file_name)
+
+
+def plan_record(text: str, file_name: str) -> Plan:
+    """The entry ``hswq_plan``, or what ``plan.json`` holds; FileError if no conversion makes such a plan."""
     try:
         plan = Plan.from_json(text)
         for layer in plan.layers:
             _require_sound(layer)
         plan.require_closed(len(plan.layers))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, LayerError) as error:
-        raise _bad(file_name, f"unreadable ({type(error).__name__}: {error})", "a plan", key=PLAN_KEY) from error
+    except (ValueError, LayerError) as error:
+        raise FileError(
+            f"File {file_name}, plan",
+            got=f"unreadable ({error})",
+            expected="a plan as the Converter writes it",
+            remedy="The file is damaged: convert or download it again.",
+        ) from error
     return plan
 
 
 def _require_sound(layer: LayerPlan) -> None:
     """Raise ValueError for what no conversion makes; files come from strangers."""
-    words = (layer.name, layer.kind, layer.action, layer.reason)
     numbers = (layer.amax, layer.sensitivity, layer.change or 0.0, layer.input_amax)
-    if not all(isinstance(word, str) for word in words) or not all(isinstance(n, int) and n > 0 for n in layer.shape):
-        raise ValueError(f"a layer {layer.name!r} of shape {layer.shape!r}")
+    if not layer.shape or min(layer.shape) < 1:
+        raise ValueError(f"layer {layer.name} of shape {layer.shape}")
     if not all(math.isfinite(n) for n in (*numbers, layer.sqnr_db or 0.0)) or min(numbers) < 0:
         raise ValueError(f"layer {layer.name} with the numbers {numbers}, {layer.sqnr_db}")
 
 
 def _bad(
-    file_name: str,
-    got: str,
-    expected: str,
-    remedy: str = "The file is damaged: convert or download it again.",
-    key: str = HEADER_KEY,
+    file_name: str, got: str, expected: str, remedy: str = "The file is damaged: convert or download it again."
 ) -> FileError:
-    return FileError(f"File {file_name}, header entry {key}", got=got, expected=expected, remedy=remedy)
+    return FileError(f"File {file_name}, header entry {HEADER_KEY}", got=got, expected=expected, remedy=remedy)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .checks import checked
 from .observer import LayerStats
 
 # Evenly spaced in the logarithm of the calls that is one for every fifth more calls from 20 to 5000 (guess), and
@@ -75,17 +76,18 @@ def _stacked(values: list[Any]) -> torch.Tensor:
     return torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.tensor(values, dtype=torch.int64)
 
 
-def from_record(record: Mapping[str, Any] | None, layers: int, calls: int) -> History:
+def from_record(record: object, layers: int, calls: int) -> History:
     """The history of a session of ``layers`` layers and ``calls`` calls; None: a session without one.
 
     Raises:
-        KeyError, TypeError, AttributeError, ValueError: not what ``to_record`` makes.
+        KeyError, ValueError: not what ``to_record`` makes.
     """
     if record is None:
         return ()
     form = {key: ((), torch.int64) if key in COUNTS else ((layers,), torch.float32) for key in KEYS}
-    found: dict[str, torch.Tensor] = {key: record[key] for key in KEYS}
-    points = len(found["calls"])
+    entries = checked(record, dict)
+    found = {key: checked(entries[key], torch.Tensor) for key in KEYS}
+    points = found["calls"].numel()
     shapes = {key: (points, *rest) for key, (rest, _) in form.items()}
     if not 0 < points <= MAX_POINTS or any(tuple(found[key].shape) != shapes[key] for key in KEYS):
         raise ValueError(f"a history of shapes {[tuple(t.shape) for t in found.values()]}")

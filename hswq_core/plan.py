@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .checks import checked, count, label, parse_json, shown, text
 from .errors import LayerError
 from .formats import TENSOR
 
@@ -177,10 +178,41 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read ``to_json``'s text. Raises KeyError, TypeError or ValueError on anything else."""
-        data: dict[str, Any] = dict(json.loads(text))
-        layers = []
-        for record in data.pop("layers"):
-            known = {f.name: record[f.name] for f in fields(LayerPlan)}
-            layers.append(LayerPlan(**{**known, "shape": tuple(known["shape"])}))
-        return cls(**data, layers=tuple(layers))
+        """Read ``to_json``'s text. Raises ValueError on anything else."""
+        data = checked(parse_json(text, finite=False), dict)
+        layers = tuple(_layer_plan(checked(record, dict)) for record in checked(data.pop("layers", None), list))
+        names = {f.name for f in fields(cls)} - {"layers"}
+        if set(data) != names:
+            raise ValueError(f"a plan without {sorted(names - set(data))} or with more than {sorted(names)}")
+        return cls(**{name: label(value) for name, value in data.items()}, layers=layers)
+
+
+def _layer_plan(record: dict[str, Any]) -> LayerPlan:
+    """Entries of later releases are left out."""
+    found: dict[str, Any] = {"shape": tuple(map(count, checked(record.get("shape"), list)))}
+    for name, check in _CHECKS.items():
+        if name not in record:
+            raise ValueError(f"a layer without {name}")
+        found[name] = check(record[name])
+    if found["action"] not in ACTIONS:
+        raise ValueError(f"action {shown(found['action'])}")
+    return LayerPlan(**found)
+
+
+def _real(value: Any) -> float:
+    """A float, infinite too: a loss may be."""
+    return float(checked(value, float)) if type(value) is not int else float(count(value))
+
+
+def _real_or_none(value: Any) -> float | None:
+    return None if value is None else _real(value)
+
+
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    **dict.fromkeys(("name", "kind", "action"), text),
+    **dict.fromkeys(("amax", "sensitivity", "damping", "input_amax"), _real),
+    **dict.fromkeys(("sqnr_db", "change", "loss", "nearest_loss"), _real_or_none),
+    "reason": label,
+    "scaled": lambda value: checked(value, bool),
+    "dead": count,
+}

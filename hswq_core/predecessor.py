@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .checkpoint import PREFIXES
+from .checks import checked, count, number, text
 from .errors import SessionError
 from .fingerprint import Fingerprint
 from .observer import LayerStats
@@ -43,10 +44,10 @@ def import_predecessor(path: Path, layers: Mapping[str, LayerStats], fingerprint
     data = read_pt(path)
     if not is_predecessor(data):
         raise damaged(path, "no file of the predecessor")
-    theirs = data.get("layers")
-    if not isinstance(theirs, dict):
-        raise damaged(path, "no layers")
-    records = {_strip(str(name)): record for name, record in theirs.items()}
+    try:
+        records = {_strip(text(name)): record for name, record in checked(data.get("layers"), dict).items()}
+    except ValueError as error:
+        raise damaged(path, f"layers: {error}") from error
     unknown = sorted(set(records) - set(layers))
     if unknown:
         raise SessionError(
@@ -73,28 +74,30 @@ def _strip(name: str) -> str:
     return name[len(prefix) :]
 
 
-def _stats(path: Path, name: str, record: Mapping[str, Any], like: LayerStats) -> LayerStats:
+def _stats(path: Path, name: str, record: object, like: LayerStats) -> LayerStats:
     try:
-        importance = torch.as_tensor(record["input_imp_sum"], dtype=torch.float64)
-        stats = LayerStats(
-            kind=like.kind,
-            shape=like.shape,
-            in_calls=int(record["in_count"]),
-            out_calls=int(record["out_count"]),
-            out_sum=float(record["output_sum"]),
-            out_sq_sum=float(record["output_sq_sum"]),
-            abs_sum=importance,
-            mean_sum=torch.zeros_like(importance),
-            input_amax=0.0,
-        )
-        require_sound(stats)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise damaged(path, f"layer {name}: {type(error).__name__}: {error}") from error
+        return _checked_stats(checked(record, dict), like)
+    except KeyError as error:
+        raise damaged(path, f"layer {name}: no {error}") from error
+    except ValueError as error:
+        raise damaged(path, f"layer {name}: {error}") from error
+
+
+def _checked_stats(record: Mapping[str, Any], like: LayerStats) -> LayerStats:
+    importance = checked(record["input_imp_sum"], torch.Tensor)
     if importance.shape != like.abs_sum.shape:
-        raise SessionError(
-            f"Session file {path.name}, layer {name}",
-            got=f"importance of shape {tuple(importance.shape)}",
-            expected=tuple(like.abs_sum.shape),
-            remedy="Connect the model these statistics were made with.",
-        )
+        raise ValueError(f"importance of shape {tuple(importance.shape)}, the model's is {tuple(like.abs_sum.shape)}")
+    importance = importance.to(torch.float64)
+    stats = LayerStats(
+        kind=like.kind,
+        shape=like.shape,
+        in_calls=count(record["in_count"]),
+        out_calls=count(record["out_count"]),
+        out_sum=number(record["output_sum"]),
+        out_sq_sum=number(record["output_sq_sum"]),
+        abs_sum=importance,
+        mean_sum=torch.zeros_like(importance),
+        input_amax=0.0,
+    )
+    require_sound(stats)
     return stats

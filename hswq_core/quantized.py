@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from .checkpoint import CHECKPOINT_PREFIX, FileSource
+from .checks import shown
 from .errors import FileError
 from .grid import FLOAT8_E4M3FN, NAN_CODE, by_channel, largest_code
-from .header import HEADER_KEY, declared_format
+from .header import HEADER_KEY, declared_format, header_record
 from .metrics import sqnr_db
+from .plan import QUANTIZE
 
 WEIGHT = "weight"
 # After "X.": ours and stock, legacy stock, V2, V2 of the original project.
@@ -69,8 +71,19 @@ class QuantizedFile:
         scale_key = self.scale_key(key)
         if scale_key is None:
             return FLOAT8_E4M3FN.dequantize(tensor, None)
-        scale = self.source.read(scale_key).to(torch.float32)
-        return FLOAT8_E4M3FN.dequantize(tensor, by_channel(scale, tensor.dim()))
+        return FLOAT8_E4M3FN.dequantize(tensor, by_channel(self.scale(key, scale_key), tensor.dim()))
+
+    def scale(self, key: str, scale_key: str) -> torch.Tensor:
+        """The scale of a weight, float32. Raises FileError unless it is one number, or one an output channel."""
+        shape, outputs = self.source.entries[scale_key].shape, self.source.entries[key].shape[:1]
+        if math.prod(shape) not in (1, *outputs):
+            raise FileError(
+                f"File {self.path.name}, tensor {scale_key}",
+                got=f"shape {shape}",
+                expected=" or ".join(map(str, (1, *outputs))) + " values",
+                remedy="The file is damaged: convert or download it again.",
+            )
+        return self.source.read(scale_key).to(torch.float32)
 
 
 def usable(scales: torch.Tensor) -> torch.Tensor:
@@ -139,9 +152,11 @@ def _weight_findings(file: QuantizedFile, key: str, *, needs_scale: bool) -> Ite
         if needs_scale:
             yield f"{key}: no scale, which format v2 has for every FP8 weight"
         return
-    scale = file.source.read(scale_key).to(torch.float32)
-    if scale.numel() not in (1, codes.shape[0]):
-        yield f"{scale_key}: shape {tuple(scale.shape)}, expected 1 or {codes.shape[0]} values"
+    try:
+        scale = file.scale(key, scale_key)
+    except FileError as error:
+        yield str(error)
+        return
     if not bool(usable(scale).all()):
         yield f"{scale_key}: NaN, infinity, zero or a negative number"
 
@@ -149,6 +164,7 @@ def _weight_findings(file: QuantizedFile, key: str, *, needs_scale: bool) -> Ite
 def _count_findings(file: QuantizedFile, declared: str | None, found: int) -> Iterator[str]:
     if declared is None:
         return
-    counts = json.loads(file.source.metadata[HEADER_KEY]).get("counts", {})
-    if counts.get("quantize") != found:
-        yield f"{found} FP8 weights, the header says {counts.get('quantize')}"
+    counts = header_record(file.source.metadata[HEADER_KEY], file.path.name).get("counts")
+    said = counts.get(QUANTIZE) if isinstance(counts, dict) else None
+    if said != found:
+        yield f"{found} FP8 weights, the header says {shown(said)}"

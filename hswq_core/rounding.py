@@ -26,11 +26,11 @@ def require_unquantized(layer: Layer) -> None:
 
 
 def require_finite(layer: Layer, w: torch.Tensor) -> None:
-    """Raise LayerError for NaN or infinity."""
-    if w.numel() and not math.isfinite(largest(w)):
+    """Raise LayerError for NaN, infinity and what float32 cannot hold."""
+    if w.numel() and not largest(w) <= torch.finfo(torch.float32).max:
         raise LayerError(
             f"Layer {layer.name}, weight",
-            got="NaN or infinity",
+            got="NaN or infinity in float32",
             expected="finite weights",
             remedy="The source file is damaged; download or merge it again.",
         )

@@ -1,6 +1,6 @@
 """A statistics session: what calibration saw, summed over runs; saved, loaded, merged.
 
-File: ``torch.save`` of plain containers and tensors, readable with ``weights_only=True``::
+File: ``torch.save`` of plain containers and tensors, read by ``containers.py`` (or ``weights_only=True``)::
 
     {"type": "hswq_session", "version": 1,
      "meta": {"family", "layout", "weights" float32 [n·4], "calls", "images", "steps" {steps: runs},
@@ -11,8 +11,6 @@ File: ``torch.save`` of plain containers and tensors, readable with ``weights_on
 
 from __future__ import annotations
 
-import pickle
-import struct
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,8 @@ from typing import Any
 
 import torch
 
+from .checks import checked, count, number, shown, text
+from .containers import read_containers
 from .errors import SessionError
 from .fingerprint import SAMPLES_PER_LAYER, Fingerprint, layout_hash
 from .history import History, from_record, joined, point_of, to_record
@@ -28,24 +28,9 @@ from .saving import save_pt
 
 SESSION_TYPE = "hswq_session"
 SESSION_VERSION = 1
-MAX_LAYERS = 100_000
+MAX_LAYERS = 10_000
 MAX_CHANNELS = 1_000_000
 RECALIBRATE = "Calibrate again under a new session name."
-# What torch's unpickler raises on damaged files, found by damaging some: it trusts its input in many places.
-_UNREADABLE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-)
 
 
 @dataclass
@@ -127,10 +112,10 @@ def save_session(session: Session, path: Path) -> None:
 
 
 def read_pt(path: Path) -> dict[str, Any]:
-    """A ``.pt`` as plain containers, never executing a pickle.
+    """A ``.pt`` as plain containers, never executing a pickle; its values are not checked yet.
 
     Raises:
-        SessionError: no such file, or not readable with ``weights_only=True``.
+        SessionError: no such file, or not one of plain containers and tensors, see ``read_containers``.
     """
     if not path.is_file():
         raise SessionError(
@@ -141,11 +126,11 @@ def read_pt(path: Path) -> dict[str, Any]:
             "bypassed.",
         )
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+        data = read_containers(path)
+    except (ValueError, OSError) as error:
         raise SessionError(
             f"Session file {path.name}",
-            got=f"an unreadable file ({type(error).__name__})",
+            got=f"an unreadable file ({error})",
             expected="a file saved by the Calibration node",
             remedy=RECALIBRATE,
         ) from error
@@ -166,18 +151,20 @@ def load_session(path: Path) -> Session:
 def parse_session(data: dict[str, Any], path: Path) -> Session:
     """The session in what ``read_pt`` read from ``path``, which is named in errors; see ``load_session``."""
     if data.get("type") != SESSION_TYPE:
-        raise damaged(path, f"type {data.get('type')!r}")
+        raise damaged(path, f"type {shown(data.get('type'))}")
     if data.get("version") != SESSION_VERSION:
         raise SessionError(
             f"Session file {path.name}, version",
-            got=data.get("version"),
+            got=shown(data.get("version")),
             expected=SESSION_VERSION,
             remedy="It was written by another release of this pack: update the pack, or calibrate again.",
         )
     try:
-        return _session(data["meta"], data["layers"], path)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
-        raise damaged(path, f"{type(error).__name__}: {error}") from error
+        return _session(checked(data.get("meta"), dict), checked(data.get("layers"), dict))
+    except KeyError as error:
+        raise damaged(path, f"no {error}") from error
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
 
 
 def damaged(path: Path, got: str) -> SessionError:
@@ -187,28 +174,26 @@ def damaged(path: Path, got: str) -> SessionError:
     )
 
 
-def _session(meta: dict[str, Any], records: dict[str, Any], path: Path) -> Session:
+def _session(meta: dict[str, Any], records: dict[str, Any]) -> Session:
     if not 0 < len(records) <= MAX_LAYERS:
-        raise damaged(path, f"{len(records)} layers")
-    layers = {str(name): _layer_stats(record) for name, record in records.items()}
+        raise ValueError(f"{len(records)} layers")
+    layers = {text(name): _layer_stats(text(name), checked(record, dict)) for name, record in records.items()}
     layout = layout_hash({name: (stats.kind, stats.shape) for name, stats in layers.items()})
     if layout != meta["layout"]:
-        raise damaged(path, "layers that do not match its fingerprint")
-    weights = meta["weights"].to(torch.float32)
+        raise ValueError("layers that do not match its fingerprint")
+    weights = checked(meta["weights"], torch.Tensor).to(torch.float32)
     if weights.shape != (len(layers) * SAMPLES_PER_LAYER,) or not bool(weights.isfinite().all()):
-        raise damaged(path, "missing or non-finite weights in its fingerprint")
-    if min(int(meta["calls"]), int(meta["images"]), *map(int, meta["steps"]), *map(int, meta["steps"].values())) < 0:
-        raise damaged(path, "negative counts")
+        raise ValueError("missing or non-finite weights in its fingerprint")
     return Session(
-        family=str(meta["family"]),
+        family=text(meta["family"]),
         fingerprint=Fingerprint(layout, weights),
         layers=layers,
-        calls=int(meta["calls"]),
-        images=int(meta["images"]),
-        steps={int(steps): int(runs) for steps, runs in meta["steps"].items()},
-        created=float(meta["created"]),
-        updated=float(meta["updated"]),
-        history=from_record(meta.get("history"), len(layers), int(meta["calls"])),
+        calls=count(meta["calls"]),
+        images=count(meta["images"]),
+        steps={count(steps): count(runs) for steps, runs in checked(meta["steps"], dict).items()},
+        created=number(meta["created"]),
+        updated=number(meta["updated"]),
+        history=from_record(meta.get("history"), len(layers), count(meta["calls"])),
     )
 
 
@@ -222,25 +207,25 @@ def _layer_records(layers: dict[str, LayerStats]) -> dict[str, dict[str, Any]]:
     return records
 
 
-def _layer_stats(record: dict[str, Any]) -> LayerStats:
-    kind, shape = str(record["kind"]), tuple(int(n) for n in record["shape"])
-    vectors = {key: record[key].to(torch.float64) for key in ("abs_sum", "mean_sum")}
+def _layer_stats(name: str, record: dict[str, Any]) -> LayerStats:
+    kind, shape = text(record["kind"]), tuple(count(n) for n in checked(record["shape"], list))
+    vectors = {key: checked(record[key], torch.Tensor).to(torch.float64) for key in ("abs_sum", "mean_sum")}
     channels = vectors["abs_sum"].numel()
-    if len(shape) != LAYER_KINDS[kind] or min(shape) < 1 or not 0 < channels <= MAX_CHANNELS:
-        raise ValueError(f"{kind} of shape {shape} with {channels} channels")
+    if len(shape) != LAYER_KINDS.get(kind) or min(shape) < 1 or not 0 < channels <= MAX_CHANNELS:
+        raise ValueError(f"layer {name}: {kind} of shape {shape} with {channels} channels")
     groups, rest = divmod(channels, shape[1])
     if rest or (kind == "Linear" and groups != 1) or any(v.shape != (channels,) for v in vectors.values()):
-        raise ValueError(f"{channels} channels for a {kind} weight of shape {shape}")
+        raise ValueError(f"layer {name}: {channels} channels for a {kind} weight of shape {shape}")
     stats = LayerStats(
         kind=kind,
         shape=shape,
-        in_calls=int(record["in_calls"]),
-        out_calls=int(record["out_calls"]),
-        out_sum=float(record["out_sum"]),
-        out_sq_sum=float(record["out_sq_sum"]),
+        in_calls=count(record["in_calls"]),
+        out_calls=count(record["out_calls"]),
+        out_sum=number(record["out_sum"]),
+        out_sq_sum=number(record["out_sq_sum"]),
         abs_sum=vectors["abs_sum"],
         mean_sum=vectors["mean_sum"],
-        input_amax=float(record["input_amax"]),
+        input_amax=number(record["input_amax"]),
     )
     require_sound(stats)
     return stats

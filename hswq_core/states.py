@@ -15,17 +15,20 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import weakref
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from .errors import SessionError
+from .checkpoint import FileSource, read_header
+from .checks import checked, number, parse_json, shown
+from .errors import FileError, SessionError
 from .fingerprint import Fingerprint
 from .saving import save_tensors
 
@@ -37,6 +40,13 @@ MAX_STATES = 4096
 MAX_BYTES = 2**29
 # The argument that holds all sigmas of the run, one tensor for all its calls.
 SCHEDULE = "sample_sigmas"
+MAX_SCHEDULE = 10_000
+# Names of arguments, and how many a state has at most: models take ten, a list of reference latents some more.
+_ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(/\d{1,3})?", re.ASCII)
+MAX_ARGUMENTS = 100
+# A model is called with these in any case; calibration records none of them.
+_TAKEN = {"t", "control", "transformer_options"}
+_DIGESTS: MutableMapping[torch.Tensor, str] = WeakTensorKeyDictionary()
 Constant = bool | int | float | str
 
 
@@ -159,6 +169,13 @@ class Sample:
 
 
 def _digest(tensor: torch.Tensor) -> str:
+    """Of a state's tensor, which never changes; once for each, since thousands of states may share a large one."""
+    if tensor not in _DIGESTS:
+        _DIGESTS[tensor] = _content(tensor)
+    return _DIGESTS[tensor]
+
+
+def _content(tensor: torch.Tensor) -> str:
     content = hashlib.blake2b(tensor.reshape(-1).view(torch.uint8).numpy().data, digest_size=16).hexdigest()
     return f"{content} {tensor.dtype} {tuple(tensor.shape)}"
 
@@ -173,10 +190,13 @@ def save_states(sample: Sample, fingerprint: Fingerprint, path: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     entries, stored = [], dict[int, str]()
     for i, state in enumerate(sample.states):
-        same = {name: stored[id(t)] for name, t in state.tensors.items() if id(t) in stored}
-        fresh = {f"{i}/{name}": t for name, t in state.tensors.items() if name not in same}
-        stored |= {id(t): key for key, t in fresh.items()}
-        tensors |= fresh
+        same: dict[str, str] = {}
+        for name, tensor in state.tensors.items():
+            if id(tensor) in stored:
+                same[name] = stored[id(tensor)]
+            else:
+                stored[id(tensor)] = f"{i}/{name}"
+                tensors[f"{i}/{name}"] = tensor
         entries.append({"key": state.key, "constants": state.constants, "same": same})
     header = {"version": VERSION, "layout": fingerprint.layout, "states": entries}
     save_tensors(tensors, path, {HEADER_KEY: json.dumps(header)})
@@ -196,11 +216,10 @@ def load_states(path: Path, fingerprint: Fingerprint, capacity: int) -> Sample:
             remedy="Set the Calibration node's states above 0 and generate once more, or choose method hswq.",
         )
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER_KEY])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        sample = _parsed(header, tensors, capacity)
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        source = FileSource(path)
+        header = checked(parse_json(source.metadata[HEADER_KEY]), dict)
+        sample = _parsed(header, source, capacity)
+    except (FileError, OSError, KeyError, ValueError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if header["layout"] != fingerprint.layout:
         raise SessionError(
@@ -219,34 +238,59 @@ def count_states(path: Path) -> int:
         SessionError: missing or damaged.
     """
     try:
-        with safe_open(path, "pt") as file:
-            return len(json.loads((file.metadata() or {})[HEADER_KEY])["states"])
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        header = checked(parse_json(read_header(path)[0][HEADER_KEY]), dict)
+        return len(checked(header["states"], list))
+    except (FileError, OSError, KeyError, ValueError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
-def _parsed(header: dict[str, Any], tensors: dict[str, torch.Tensor], capacity: int) -> Sample:
+def _parsed(header: dict[str, Any], source: FileSource, capacity: int) -> Sample:
     if header["version"] != VERSION:
-        raise ValueError(f"version {header['version']!r}, this release reads {VERSION}")
-    entries = header["states"]
-    if not isinstance(entries, list) or len(entries) > MAX_STATES:
-        raise ValueError(f"expected at most {MAX_STATES} states")
+        raise ValueError(f"version {shown(header['version'])}, this release reads {VERSION}")
+    entries = [checked(entry, dict) for entry in checked(header["states"], list)]
+    size = sum(info.nbytes for info in source.entries.values())
+    if len(entries) > MAX_STATES or size > (MAX_BYTES if len(entries) > 1 else 2 * MAX_BYTES):
+        raise ValueError(f"{len(entries)} states of {size:,} bytes, expected at most {MAX_STATES} of {MAX_BYTES:,}")
+    checked(header["layout"], str)
+    tensors = {key: source.read(key) for key in source.entries}
     parts: list[dict[str, torch.Tensor]] = [{} for _ in entries]
     for key, tensor in tensors.items():
-        number, _, name = key.partition("/")
-        if not number.isdecimal():
+        state, _, name = key.partition("/")
+        if not state.isdecimal() or int(state) >= len(parts):
             raise ValueError(f"tensor {key!r} of no state")
-        parts[int(number)][name] = tensor
-    states = []
-    for entry, part in zip(entries, parts, strict=True):
-        constants = entry["constants"]
-        part |= {name: tensors[key] for name, key in entry.get("same", {}).items()}
-        if {"x", "sigma"} - set(part) or not all(isinstance(value, Constant) for value in constants.values()):
-            raise ValueError("a state without x and sigma, or with a constant of another kind")
-        states.append(State(float(entry["key"]), part, constants))
+        parts[int(state)][name] = tensor
     sample = Sample(capacity)
-    sample.add(states)
+    sample.add([_state(entry, part, tensors) for entry, part in zip(entries, parts, strict=True)])
     return sample
+
+
+def _state(entry: dict[str, Any], part: dict[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> State:
+    constants, same = checked(entry["constants"], dict), checked(entry.get("same", {}), dict)
+    part |= {name: tensors[checked(key, str)] for name, key in same.items()}
+    for name in (*part, *constants):
+        stem, _, item = name.partition("/")
+        if not _ARGUMENT.fullmatch(name) or stem in _TAKEN or (item and (stem in part or stem in constants)):
+            raise ValueError(f"argument {shown(name)}")
+    if set(part) & set(constants) or len(part) + len(constants) > MAX_ARGUMENTS:
+        raise ValueError("an argument twice, or too many of them")
+    if not all(isinstance(value, Constant) for value in constants.values()):
+        raise ValueError("a constant of another kind")
+    _require_call(part)
+    key = number(entry["key"])
+    if not 0 <= key <= 1:
+        raise ValueError(f"key {key}, expected 0 to 1")
+    return State(key, part, constants)
+
+
+def _require_call(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError unless x is one picture, sigma one number, and the schedule a vector."""
+    x, sigma, schedule = (tensors.get(name) for name in ("x", "sigma", SCHEDULE))
+    if x is None or sigma is None:
+        raise ValueError("a state without x and sigma")
+    if x.dim() < 2 or len(x) != 1 or not x.numel() or not x.is_floating_point() or sigma.shape != (1,):
+        raise ValueError(f"x of shape {tuple(x.shape)} and sigma of shape {tuple(sigma.shape)}")
+    if schedule is not None and (schedule.dim() != 1 or len(schedule) > MAX_SCHEDULE):
+        raise ValueError(f"{SCHEDULE} of shape {tuple(schedule.shape)}")
 
 
 def _damaged(path: Path, what: str) -> SessionError:

@@ -20,6 +20,7 @@ from tempfile import mkdtemp
 from safetensors import SafetensorError, safe_open
 
 from .atomic import atomic_file, lock
+from .checks import checked, number, parse_json, text
 from .saving import save_tensors
 from .solve import Solution
 
@@ -78,8 +79,9 @@ class Workspace(Mapping[str, Solution]):
         """What ``save_numbers`` saved, or nothing."""
         path = self.folder / f"{stage}.json"
         try:
-            return {str(k): float(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
-        except (OSError, ValueError, AttributeError):
+            found = checked(parse_json(path.read_text(encoding="utf-8")), dict)
+            return {name: number(value) for name, value in found.items()}
+        except (OSError, ValueError):
             return {}  # none yet
 
     def save_numbers(self, stage: str, numbers: Mapping[str, float]) -> None:
@@ -134,7 +136,7 @@ def _name_in(path: Path) -> str | None:
     """The layer a file is about; None, and the file is gone, if it cannot be read."""
     try:
         with safe_open(path, "pt") as file:
-            return str(json.loads(file.metadata()[HEADER_KEY])["name"])
+            return text(checked(parse_json(file.metadata()[HEADER_KEY]), dict)["name"])
     except (SafetensorError, OSError, LookupError, TypeError, ValueError):
         path.unlink(missing_ok=True)
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,8 @@ import comfy.model_detection
 import torch
 
 from ..hswq_core import FLOAT8_E4M3FN, FileError, declared_format
+from ..hswq_core.checks import shown
+from ..hswq_core.formats import marker_record
 from ..hswq_core.grid import LARGEST_CODE, largest_code
 from ..hswq_core.quantized import SCALE_SUFFIXES, usable
 
@@ -107,13 +108,12 @@ class _File:
     def _marked(self, layer: str, marker: torch.Tensor) -> dict[str, Any]:
         """The JSON of a layer's marker."""
         try:
-            record = json.loads(bytes(marker.tolist()))
-            name = record["format"]
-        except (ValueError, KeyError, TypeError) as error:
+            record = marker_record(marker)
+        except ValueError as error:
             raise self._bad(f"{layer}{MARKER}", f"unreadable JSON ({error})", "a format name") from error
-        if name != FLOAT8_E4M3FN.name:
-            raise self._bad(f"{layer}{MARKER}", f"format {name}", FLOAT8_E4M3FN.name)
-        return dict(record)
+        if record["format"] != FLOAT8_E4M3FN.name:
+            raise self._bad(f"{layer}{MARKER}", f"format {shown(record['format'])}", FLOAT8_E4M3FN.name)
+        return record
 
     def _taken(self, layer: str, suffixes: tuple[str, ...], sizes: tuple[int, ...]) -> torch.Tensor | None:
         """The one tensor of a layer spelled in any of these ways, of the size of a scale, out of the state dict."""

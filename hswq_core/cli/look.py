@@ -14,7 +14,7 @@ from typing import Any
 
 from ..checkpoint import read_header
 from ..errors import FileError
-from ..header import HEADER_KEY, PLAN_KEY
+from ..header import PLAN_KEY, plan_record
 from ..quantized import QuantizedFile, findings
 from ..quantized import compare as differences
 from ..session import Session, load_session
@@ -96,11 +96,11 @@ def _file_rows(path: Path) -> tuple[str, list[Row]]:
     size = sum(info.nbytes for info in entries.values())
     summary = f"{path.name}: {len(entries)} tensors, {size:,} bytes"
     if PLAN_KEY in metadata:
-        header, plan = json.loads(metadata[HEADER_KEY]), json.loads(metadata[PLAN_KEY])
-        words = ("format", "method", "budget", "family")
-        summary += "; " + ", ".join(f"{word} {header.get(word)}" for word in words) + f"; {header.get('counts')}"
+        plan = plan_record(metadata[PLAN_KEY], path.name)
+        summary += f"; format {plan.file_format}, method {plan.method}, budget {plan.budget}, family {plan.family}"
+        summary += f"; {plan.counts()}"
         columns = ("name", "kind", "action", "reason", "amax", "sqnr_db", "change")
-        return summary, [{column: layer.get(column) for column in columns} for layer in plan["layers"]]
+        return summary, [{column: getattr(layer, column) for column in columns} for layer in plan.layers]
     return summary, [
         {"tensor": key, "dtype": _name(info.dtype), "shape": "x".join(map(str, info.shape)), "bytes": info.nbytes}
         for key, info in entries.items()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fuzzing.attacks import CHECKPOINTS, SESSIONS, STATES
 from hswq.hswq_core import load_session, save_session
 from rig import flow, graph, prompts, tiny
 from rig.client import Prompt
@@ -14,6 +15,15 @@ from rig.wait import until
 pytestmark = [pytest.mark.comfy, pytest.mark.compat]
 
 HOSTILE = ["../escape", "/etc/passwd", "..\\escape", "C:\\escape", "a/b", "", "con", "x\0y"]
+HOSTILE += [
+    "\\\\server\\share",
+    "nul .txt",
+    "x" * 10_000,
+    "\uff0e\uff0e\uff0fescape",
+    "a\u202eb",
+    "a\u200bb",
+    "\x1b[2J",
+]
 
 
 @pytest.fixture
@@ -148,9 +158,57 @@ def test_a_session_name_never_leaves_its_folder(server, name):
     assert calibrating.status == "rejected"
 
 
-@pytest.mark.parametrize("prefix", ["../escape", "/abs", "a/../../b", "x\0"])
+@pytest.mark.parametrize("prefix", ["../escape", "/abs", "a/../../b", "x\0", "a/" * 50 + "x", "\uff0fabs"])
 def test_a_filename_prefix_never_leaves_the_output_folder(server, session, prefix):
     refused(server, session, "filename_prefix", filename_prefix=prefix)
+
+
+def test_a_link_out_of_the_output_folder_is_not_followed(server, session, tmp_path):
+    """Into it neither a session nor a file goes, and none is read through it."""
+    folder = server.output / "hswq_stats"
+    (tmp_path / "secret.pt").write_bytes((folder / f"{session}.pt").read_bytes())
+    (folder / "linked.pt").symlink_to(tmp_path / "secret.pt")
+    refused(server, "linked", "link that leads out")
+    away = server.output / "diffusion_models" / "away"
+    away.parent.mkdir(exist_ok=True)
+    away.symlink_to(tmp_path)
+    refused(server, session, "link that leads out", filename_prefix="away/x")
+    away.unlink()  # ComfyUI lists no models while there is a link that leads nowhere
+    assert [path.name for path in tmp_path.iterdir()] == ["secret.pt"]
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        ("a compressed archive (128 MB in 130 KB)", "compressed"),
+        ("a pickle that runs a command", "posix.system"),
+        ("a tensor of 16 GB in 8 bytes", "does not hold"),
+        ("lists in lists, 400,000 deep", "got a list"),
+        ("a layer with terminal codes", "a name is expected"),
+    ],
+)
+def test_a_hostile_session_is_refused_by_name(server, session, attack, words):
+    SESSIONS[attack](server.output / "hswq_stats" / "hostile.pt")
+    refused(server, "hostile", "hostile.pt", words)
+
+
+def test_hostile_states_are_refused_by_name(server, session):
+    folder = server.output / "hswq_stats"
+    shutil.copy(folder / f"{session}.pt", folder / "odd.pt")
+    STATES["an argument that is taken"](folder / "odd.states.safetensors")
+    refused(server, "odd", "odd.states.safetensors", "transformer_options", method="model_aware")
+
+
+def test_a_hostile_checkpoint_is_refused_by_name(server):
+    for attack in ("JSON 100,000 deep", "two tensors in one place"):
+        path = server.output / "diffusion_models" / "hostile.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        CHECKPOINTS[attack](path)
+        load = flow.opening(flow.prepare(server, "flux", flow.LOAD), path.name, "diffusion_models", stock=False)
+        result = server.client.run(load)
+        path.unlink()
+        assert "hostile.safetensors" in result.errors[0]
+        assert "expected a readable .safetensors file" in result.errors[0]
 
 
 def test_a_prefix_may_name_a_subfolder(server, session):

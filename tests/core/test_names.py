@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hswq.hswq_core import SettingError
 from hswq.hswq_core.names import MAX_BYTES, MAX_LENGTH, check_name, describe, free_name, output_path, session_path
@@ -51,6 +53,25 @@ HOSTILE = [
     "com\u00b9",  # Windows reserves the superscript digits too
     "LPT\u00b3.log",
     "CONIN$",
+    "CON .txt",
+    "nul . ",
+    "\uff23\uff2f\uff2e",  # full-width CON
+    "\uff0e\uff0e",  # full-width dots
+    "\u2025",  # two dots in one
+    "\uff0e\uff0e\uff0fevil",
+    "a\uff0fb",  # full-width solidus
+    "a\uff3cb",  # full-width reverse solidus
+    "a\ufe68b",  # small reverse solidus
+    "a\u2044b",  # fraction slash
+    "a\u2215b",  # division slash
+    "a\u29f8b",  # big solidus
+    "a\u29f5b",  # reverse solidus operator
+    "c\uff1aevil",  # full-width colon
+    "c\ua789evil",  # a letter like a colon
+    "\u3164",  # Hangul filler: a letter drawn as nothing
+    "blank\u2800",
+    "isolate\u2067",
+    "\u3000",  # ideographic space
 ]
 
 
@@ -134,6 +155,59 @@ def test_output_path_never_names_an_existing_file(tmp_path):
     for name in ("stem.safetensors", "stem_2.safetensors", "stem_4.safetensors"):
         (tmp_path / name).touch()
     assert output_path(tmp_path, "", "stem") == tmp_path / "stem_3.safetensors"
+
+
+def link(path: Path, target: Path) -> None:
+    try:
+        path.symlink_to(target)
+    except OSError:
+        pytest.skip("this system lets nobody make links")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".states.safetensors", ".pt.lock", ".work"])
+def test_a_session_none_of_whose_files_may_be_a_link_out_of_the_folder(suffix, tmp_path):
+    """The lock is truncated, and the work folder emptied, when they are opened."""
+    folder, elsewhere = tmp_path / "stats", tmp_path / "elsewhere"
+    folder.mkdir()
+    link(folder / f"mine{suffix}", elsewhere)
+    with pytest.raises(SettingError, match=r"Session name: got mine.*link that leads out of"):
+        session_path(folder, "mine")
+    assert session_path(folder, "other") == folder / "other.pt"
+    link(folder / f"round{suffix}", folder / f"round{suffix}")
+    with pytest.raises(SettingError, match="link"):
+        session_path(folder, "round")
+
+
+def test_links_inside_the_folder_and_the_folder_as_a_link_are_the_users_own(tmp_path):
+    real, folder = tmp_path / "second disk", tmp_path / "output"
+    (real / "sub").mkdir(parents=True)
+    link(folder, real)
+    (real / "first.pt").touch()
+    link(folder / "mine.pt", real / "first.pt")
+    link(folder / "named", folder / "sub")
+    assert session_path(folder, "mine") == folder / "mine.pt"
+    assert output_path(folder, "named/x", "stem") == folder / "named" / "x_stem.safetensors"
+
+
+def test_a_prefix_through_a_link_out_of_the_folder_is_refused(tmp_path):
+    folder = tmp_path / "output"
+    folder.mkdir()
+    link(folder / "away", tmp_path)
+    for prefix in ("away/x", "away/sub/x"):
+        with pytest.raises(SettingError, match=r"filename_prefix.*link that leads out of"):
+            output_path(folder, prefix, "stem")
+
+
+def test_a_link_that_leads_nowhere_is_in_the_way_too(tmp_path):
+    link(tmp_path / "stem.safetensors", tmp_path / "nowhere")
+    assert output_path(tmp_path, "", "stem") == tmp_path / "stem_2.safetensors"
+
+
+def test_a_prefix_has_few_parts(tmp_path):
+    assert len(output_path(tmp_path, "a/" * 7 + "x", "stem").relative_to(tmp_path).parts) == 8
+    for prefix in ("a/" * 8 + "x", "a/" * 5000 + "x"):
+        with pytest.raises(SettingError, match=r"filename_prefix.*at most 8"):
+            output_path(tmp_path, prefix, "stem")
 
 
 @given(st.text(max_size=120), st.text(max_size=120))

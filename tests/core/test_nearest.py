@@ -69,6 +69,13 @@ def test_a_weight_that_is_not_finite_is_an_error_that_names_the_layer(bad):
         planned({"l": w}, "v2")
 
 
+def test_a_weight_beyond_float32_is_one_too():
+    w = torch.full(LINEAR, 1e300, dtype=torch.float64)
+    for file_format in ("v1", "v2"):
+        with pytest.raises(LayerError, match="Layer l, weight: got NaN or infinity in float32"):
+            planned({"l": w}, file_format)
+
+
 def test_a_layer_already_in_fp8_is_an_error_that_names_it():
     with pytest.raises(LayerError, match=r"Layer l.*already FP8"):
         planned({"l": torch.randn(LINEAR).to(torch.float8_e4m3fn)}, "v2")

@@ -89,7 +89,7 @@ def test_only_their_files_are_recognized(tmp_path, session_of, stats_of):
 
 def test_a_layer_the_model_lacks_is_an_error_that_names_it(tmp_path):
     data = theirs()
-    data["layers"]["blocks.7.fc"] = data["layers"]["model.diffusion_model.blocks.0.fc"]
+    data["layers"]["blocks.7.fc"] = dict(data["layers"]["model.diffusion_model.blocks.0.fc"])
     with pytest.raises(SessionError, match=r"theirs\.pt, layer blocks\.7\.fc"):
         imported(saved(tmp_path, data))
 

@@ -1,0 +1,307 @@
+"""``torch.save``'s plain containers and tensors, read without an unpickler: nothing a file says is ever called.
+
+``torch.load(weights_only=True)`` is no wall: releases before 2.6 could be made to run code by it, and it still makes
+tensors and byte arrays of any size that a few bytes ask for. Here a pickle is a list of some thirty operations that
+build dicts, lists, tuples, numbers, text and tensors; anything else is refused. What that takes is bounded by the
+file's own size: tensors are parts of it, every operation makes one small object at most, and both have a limit.
+A list or dict stands in one place only, so nothing contains itself.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .archive import members
+
+# A session of a thousand layers of 4000 channels takes 64 MB, 260 bytes and 81 operations a layer besides.
+MAX_FILE_BYTES = 2**28
+MAX_PICKLE_BYTES = 2**23
+MAX_OPERATIONS = 1_000_000
+MAX_RANK = 8
+_PICKLE, _BYTE_ORDER, _STORAGES = "data.pkl", "byteorder", "data/"
+_STORAGE_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A name the pickle refers to: ``dtype`` for a storage class, None for the two functions that are understood."""
+
+    name: str
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """What tensors are parts of; no tensor itself."""
+
+    vector: torch.Tensor
+
+
+_ORDERED_DICT, _TENSOR = _Global("OrderedDict"), _Global("tensor")
+_GLOBALS = {
+    ("collections", "OrderedDict"): _ORDERED_DICT,
+    ("torch._utils", "_rebuild_tensor_v2"): _TENSOR,
+    **{("torch", name): _Global(name, dtype) for name, dtype in _STORAGE_DTYPES.items()},
+}
+
+
+def read_containers(path: Path) -> object:
+    """What ``torch.save`` wrote to ``path``: dict, list, tuple, str, int, float, bool, None and dense tensors.
+
+    Raises:
+        ValueError: anything else, a damaged file, or one over a limit.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise ValueError(f"{size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
+        data = bytearray(size)
+        if file.readinto(data) != size:
+            raise ValueError("a file that became shorter")
+    found = members(memoryview(data))
+    (folder, *others) = [name[: -len(_PICKLE)] for name in found if name.endswith(f"/{_PICKLE}")] or [""]
+    if others or folder.count("/") != 1 or len(found[folder + _PICKLE]) > MAX_PICKLE_BYTES:
+        raise ValueError(f"no {_PICKLE}, or a large one")
+    if bytes(found.get(folder + _BYTE_ORDER, b"little")) != b"little":
+        raise ValueError("another byte order")
+    start = folder + _STORAGES
+    storages = {name[len(start) :]: content for name, content in found.items() if name.startswith(start)}
+    return _Machine(bytes(found[folder + _PICKLE]), storages).run()
+
+
+class _Machine:
+    """A pickle of protocol 2 at work.
+
+    Args:
+        code: the pickle.
+        storages: {key: bytes of a storage}.
+    """
+
+    def __init__(self, code: bytes, storages: Mapping[str, memoryview]) -> None:
+        self._code, self._at = code, 0
+        self._storages, self._read = storages, dict[str, _Storage]()
+        # Tensors may share a storage, as parts of it or whole, but not be many times as large.
+        self._room = 2 * sum(map(len, storages.values()))
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> object:
+        """The one object it makes."""
+        code = self._code + b"."  # ends what has no end
+        for _ in range(MAX_OPERATIONS):
+            operation = code[self._at]
+            self._at += 1
+            if operation == _STOP:
+                break
+            if operation not in _OPERATIONS:
+                raise ValueError(f"operation {operation:#x}, which no plain container needs")
+            _OPERATIONS[operation](self)
+        else:
+            raise ValueError(f"more than {MAX_OPERATIONS:,} operations")
+        if len(self.stack) != 1 or self.marks or self._at > len(self._code):
+            raise ValueError("not one object")
+        return self.stack[0]
+
+    def take(self, size: int) -> bytes:
+        """The next bytes of the pickle."""
+        begin, self._at = self._at, self._at + size
+        if self._at > len(self._code):
+            raise ValueError("a pickle that ends too early")
+        return self._code[begin : self._at]
+
+    def number(self, size: int, *, signed: bool = False) -> int:
+        """The next integer."""
+        return int.from_bytes(self.take(size), "little", signed=signed)
+
+    def line(self) -> str:
+        """Up to the next line feed."""
+        end = self._code.find(b"\n", self._at, self._at + 100)
+        if end < 0:
+            raise ValueError("a name that does not end")
+        text = str(self.take(end - self._at), "ascii")
+        self._at += 1
+        return text
+
+    def pop(self) -> Any:
+        """The top of the stack, down to the last mark."""
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise ValueError("a pickle that takes more than it made")
+        return self.stack.pop()
+
+    def since_mark(self) -> list[Any]:
+        """Everything above the last mark."""
+        if not self.marks:
+            raise ValueError("no mark")
+        start = self.marks.pop()
+        found = self.stack[start:]
+        del self.stack[start:]
+        return found
+
+    def into(self, kind: type) -> Any:
+        """The container on top of the stack."""
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0) or type(self.stack[-1]) is not kind:
+            raise ValueError(f"no {kind.__name__} to fill")
+        return self.stack[-1]
+
+    def keep(self, index: int) -> None:
+        """Remember the top of the stack."""
+        if not self.stack:
+            raise ValueError("nothing to remember")
+        self.memo[index] = self.stack[-1]
+
+    def recall(self, index: int) -> None:
+        """What was remembered."""
+        found = self.memo.get(index)
+        if isinstance(found, (list, dict)) or index not in self.memo:
+            raise ValueError("a container in two places")
+        if isinstance(found, torch.Tensor):
+            self.spend(found.nbytes)
+        self.stack.append(found)
+
+    def spend(self, size: int) -> None:
+        """Count the bytes of a tensor, also of one that is there already: who reads them may copy each."""
+        self._room -= size
+        if self._room < 0:
+            raise ValueError("tensors of many times the file's size")
+
+    def call(self) -> None:
+        """Of the two functions that are understood: an empty dict, or a tensor."""
+        arguments, what = self.pop(), self.pop()
+        if what is _ORDERED_DICT and arguments == ():
+            self.stack.append({})
+        elif what is _TENSOR and isinstance(arguments, tuple) and len(arguments) in (6, 7):
+            self.stack.append(self._tensor(*arguments[:4]))
+        else:
+            raise ValueError("a call")
+
+    def storage(self) -> None:
+        """("storage", class, key, location, elements) becomes the storage as a vector."""
+        wish = self.pop()
+        if not (isinstance(wish, tuple) and len(wish) == 5 and isinstance(wish[1], _Global) and wish[1].dtype):
+            raise ValueError("no storage")
+        _, what, key, _, elements = wish
+        if not isinstance(key, str) or key not in self._storages or type(elements) is not int:
+            raise ValueError("a storage that is not there")
+        content = self._storages[key]
+        if elements < 0 or elements * what.dtype.itemsize != len(content):
+            raise ValueError(f"a storage of {len(content)} bytes, not of {elements} elements")
+        if key not in self._read:
+            self._read[key] = _Storage(_vector(content, what.dtype))
+        if self._read[key].vector.dtype != what.dtype:
+            raise ValueError("a storage of two types")
+        self.stack.append(self._read[key])
+
+    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> torch.Tensor:
+        if not isinstance(storage, _Storage) or not (_naturals((offset,)) and _naturals(shape)):
+            raise ValueError("no tensor")
+        vector, size = storage.vector, math.prod(shape[:MAX_RANK])
+        if len(shape) > MAX_RANK or offset + size > len(vector) or (not size and len(shape) != 1):
+            raise ValueError(f"a tensor of {len(shape)} dimensions that its storage does not hold")
+        dense = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        if not _naturals(strides) or any(n > 1 and s != d for n, s, d in zip(shape, strides, dense, strict=True)):
+            raise ValueError("a tensor that is not dense")
+        self.spend(size * vector.itemsize)
+        return vector[offset : offset + size].view(shape)
+
+
+def _vector(content: memoryview, dtype: torch.dtype) -> torch.Tensor:
+    """The bytes themselves, unless they begin where numbers of that type may not."""
+    if not content:
+        return torch.empty(0, dtype=dtype)
+    vector = torch.frombuffer(content, dtype=dtype)
+    return vector.clone() if vector.data_ptr() % dtype.itemsize else vector
+
+
+def _naturals(numbers: Any) -> bool:
+    return isinstance(numbers, tuple) and all(type(n) is int and n >= 0 for n in numbers)
+
+
+def _fill_list(machine: _Machine, items: list[Any]) -> None:
+    machine.into(list).extend(items)
+
+
+def _fill_dict(machine: _Machine, items: list[Any]) -> None:
+    keys = items[::2]
+    # Hashing a deep tuple would end the process.
+    if len(items) % 2 or not all(isinstance(key, (str, int)) for key in keys):
+        raise ValueError("a dict with keys that are neither text nor whole numbers")
+    machine.into(dict).update(zip(keys, items[1::2], strict=True))
+
+
+def _global(machine: _Machine) -> None:
+    name = machine.line(), machine.line()
+    if name not in _GLOBALS:
+        raise ValueError(f"a call of {'.'.join(name)!a}")
+    machine.stack.append(_GLOBALS[name])
+
+
+def _protocol(machine: _Machine) -> None:
+    if machine.take(1) != b"\2":
+        raise ValueError("a pickle of another protocol")
+
+
+def _long(machine: _Machine) -> None:
+    size = machine.number(1)
+    if size > 8:
+        raise ValueError("a number of more than 64 bits")
+    machine.stack.append(machine.number(size, signed=True))
+
+
+def _last(machine: _Machine, count: int) -> list[Any]:
+    return [machine.pop() for _ in range(count)][::-1]
+
+
+_STOP = ord(".")
+_NAMED: dict[bytes, Callable[[_Machine], None]] = {
+    b"\x80": _protocol,
+    b"(": lambda m: m.marks.append(len(m.stack)),
+    b"}": lambda m: m.stack.append({}),
+    b"]": lambda m: m.stack.append([]),
+    b")": lambda m: m.stack.append(()),
+    b"N": lambda m: m.stack.append(None),
+    b"\x88": lambda m: m.stack.append(True),
+    b"\x89": lambda m: m.stack.append(False),
+    b"K": lambda m: m.stack.append(m.number(1)),
+    b"M": lambda m: m.stack.append(m.number(2)),
+    b"J": lambda m: m.stack.append(m.number(4, signed=True)),
+    b"\x8a": _long,
+    b"G": lambda m: m.stack.extend(struct.unpack(">d", m.take(8))),
+    b"X": lambda m: m.stack.append(str(m.take(m.number(4)), "utf-8")),
+    b"q": lambda m: m.keep(m.number(1)),
+    b"r": lambda m: m.keep(m.number(4)),
+    b"h": lambda m: m.recall(m.number(1)),
+    b"j": lambda m: m.recall(m.number(4)),
+    b"t": lambda m: m.stack.append(tuple(m.since_mark())),
+    b"\x85": lambda m: m.stack.append(tuple(_last(m, 1))),
+    b"\x86": lambda m: m.stack.append(tuple(_last(m, 2))),
+    b"\x87": lambda m: m.stack.append(tuple(_last(m, 3))),
+    b"a": lambda m: _fill_list(m, _last(m, 1)),
+    b"e": lambda m: _fill_list(m, m.since_mark()),
+    b"s": lambda m: _fill_dict(m, _last(m, 2)),
+    b"u": lambda m: _fill_dict(m, m.since_mark()),
+    b"c": _global,
+    b"R": lambda m: m.call(),
+    b"Q": lambda m: m.storage(),
+}
+_OPERATIONS = {name[0]: operation for name, operation in _NAMED.items()}

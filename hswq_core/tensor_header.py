@@ -1,0 +1,71 @@
+"""The header of a safetensors file, read as if a stranger had written it.
+
+Layout: uint64 little-endian header length, JSON header (padded with spaces to 8 bytes), data. The library checks a
+header too, but takes up to 100 MB of JSON and passes on what it does not know; as JSON it could fill the memory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .checks import checked, count, parse_json, text
+
+METADATA_KEY = "__metadata__"
+# A converted model of 1000 layers needs 0.5 MB; training metadata and workflows add some MB at most.
+MAX_HEADER_BYTES = 2**24
+MAX_RANK = 16
+
+
+class Record(NamedTuple):
+    """A tensor as the header describes it: bytes ``begin`` to ``end`` of the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_records(path: Path) -> tuple[dict[str, str], dict[str, Record]]:
+    """Metadata and {key: record} in the order of the data.
+
+    Raises:
+        ValueError: no header, a large one, or one that contradicts itself or the file's size.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise ValueError("no such file")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size - 8
+        length = int.from_bytes(file.read(8), "little")
+        if size < 2 or length > size:
+            raise ValueError("shorter than its header")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read")
+        header = checked(parse_json(str(file.read(length), "utf-8")), dict)
+    metadata = {key: checked(value, str) for key, value in checked(header.pop(METADATA_KEY, {}), dict).items()}
+    records = {text(key): _record(key, value) for key, value in header.items()}
+    ordered = sorted(records.items(), key=lambda item: item[1][2:])
+    _require_gapless(ordered, size - length)
+    return metadata, dict(ordered)
+
+
+def _record(key: str, value: Any) -> Record:
+    record = checked(value, dict)
+    if set(record) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {key} with other entries than dtype, shape and data_offsets")
+    shape, offsets = checked(record["shape"], list), checked(record["data_offsets"], list)
+    if len(shape) > MAX_RANK or len(offsets) != 2:
+        raise ValueError(f"tensor {key} with {len(shape)} dimensions and {len(offsets)} offsets")
+    return Record(text(record["dtype"]), tuple(map(count, shape)), *map(count, offsets))
+
+
+def _require_gapless(records: list[tuple[str, Record]], size: int) -> None:
+    place = 0
+    for key, record in records:
+        if record.begin != place or record.end < record.begin:
+            raise ValueError(f"tensor {key} at {record.begin}, the one before it ends at {place}")
+        place = record.end
+    if place != size:
+        raise ValueError(f"tensors of {place:,} bytes in {size:,} bytes of data")
