@@ -15,7 +15,7 @@ from .errors import LayerError
 from .families import GENERIC, Family, family_named
 from .formats import FileFormat, format_for, format_named
 from .grid import GRIDS
-from .header import header_metadata
+from .header import CPU, header_metadata
 from .observer import LAYER_KINDS
 from .plan import KEEP, QUANTIZE, Layer, LayerPlan, Plan, Progress, no_progress
 from .session import Session
@@ -154,13 +154,15 @@ def write_plan(
     solutions: Mapping[str, Solution] = NONE,
     progress: Progress = no_progress,
     check: Callable[[Path], None] | None = None,
+    device: torch.device = CPU,
 ) -> Conversion:
     """Write the file a plan describes, and the plan beside it for people to read.
 
-    See ``output_tensors`` for ``solutions`` and ``write_checkpoint`` for ``progress``, ``check`` and errors.
+    See ``output_tensors`` for ``solutions``, ``header_metadata`` for ``device``, and ``write_checkpoint`` for
+    ``progress``, ``check`` and errors.
     """
     tensors = output_tensors(source, prefix, plan, solutions)
-    metadata = header_metadata(source, plan, session)
+    metadata = header_metadata(source, plan, session, device)
     size = write_checkpoint(path, tensors, metadata, progress=progress, check=check)
     with atomic_file(path.with_suffix(PLAN_SUFFIX)) as temporary:
         temporary.write_text(plan.to_json(indent=1) + "\n", encoding="utf-8")

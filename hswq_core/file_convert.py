@@ -196,6 +196,7 @@ class FileJob:
                 solutions=solutions,
                 progress=progress,
                 check=None if check is None else lambda temporary: check(temporary, plan),
+                device=model.device,
             )
         return done, "\n".join([report(done, session), *model.notes()])
 

@@ -28,6 +28,7 @@ class FileModel:
         preset: what was asked for beyond the family's rules.
         prefix: of the diffusion model's keys, "" if it has none.
         family: row of the families table.
+        device: where weights are worked on.
         layers: every Linear and Conv2d, in the file's order: by the session's names, else every weight of rank 2 or 4.
 
     Args:
@@ -45,7 +46,7 @@ class FileModel:
     def __init__(
         self, path: Path, session: Session | None = None, preset: Preset = PRESETS[AUTO], device: str = "cpu"
     ) -> None:
-        self.preset = preset
+        self.preset, self.device = preset, torch.device(device)
         self.source = Remaining(FileSource(path, device), preset)
         keys = list(self.source.entries)
         self.prefix = model_prefix(keys)

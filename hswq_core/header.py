@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from .checkpoint import TensorSource, source_hash
 from .checks import checked, parse_json, shown
 from .errors import FileError, LayerError
@@ -16,12 +18,35 @@ from .session import Session
 
 HEADER_KEY, PLAN_KEY = "hswq", "hswq_plan"
 HEADER_VERSION = 1
+CPU = torch.device("cpu")
 
 
-def header_metadata(source: TensorSource, plan: Plan, session: Session | None) -> dict[str, str]:
-    """The source's metadata plus ``hswq`` and the whole ``hswq_plan``: JSON, deterministic (no time, no machine).
+def made_with(device: torch.device) -> dict[str, str]:
+    """What else the bytes of a file depend on: sums are added up in another order elsewhere.
 
-    ``session`` is None, and ``null`` in the file, where a method needs none.
+    On one machine the same session, model and settings give the same bytes.
+
+    Args:
+        device: that planned.
+    """
+    where = device.type
+    if device.type == "cpu":
+        where = f"CPU, {torch.get_num_threads()} threads"
+    elif device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    return {"torch": torch.__version__, "device": where}
+
+
+def header_metadata(
+    source: TensorSource, plan: Plan, session: Session | None, device: torch.device = CPU
+) -> dict[str, str]:
+    """The source's metadata plus ``hswq`` and the whole ``hswq_plan``: JSON, deterministic (no time).
+
+    Args:
+        source: of the tensors.
+        plan: what is done to them.
+        session: what it was made by; None, and ``null`` in the file, where a method needs none.
+        device: see ``made_with``.
     """
     record = {
         "version": HEADER_VERSION,
@@ -33,6 +58,7 @@ def header_metadata(source: TensorSource, plan: Plan, session: Session | None) -
         "session": session and _session(session),
         "source": {"name": source.name, "sha256_of_header": source_hash(source)},
         "counts": plan.counts(),
+        "made_with": made_with(device),
         "kept": {layer.name: layer.reason for layer in plan.layers if layer.action == KEEP},
     }
     text = json.dumps(record, separators=(",", ":"), sort_keys=True)

@@ -108,6 +108,7 @@ class Job:
             self.session,
             solutions=solutions or {},
             progress=progress,
+            device=search_device(),
             check=lambda temporary: verify_file(temporary, plan, format_named(plan.file_format)),
         )
         log.info("HSWQ: %s: %s", done.path.name, plan.accounting())

@@ -109,7 +109,7 @@ def test_statistics_of_other_weights(server, models, session):
 def test_an_empty_session(server, session):
     folder = server.output / "hswq_stats"
     empty = load_session(folder / f"{session}.pt")
-    empty.calls = 0
+    empty.calls, empty.history = 0, ()
     save_session(empty, folder / "empty.pt")
     refused(server, "empty", "Session empty", "no completed model call", "Queue the workflow")
 

@@ -166,16 +166,16 @@ def test_9_too_few_samples(server):
 
 def test_10_calibration_is_bypassed(server):
     """A bypassed node is not in the prompt at all: without a session the Converter says so."""
-    prompt = workflow(server, session="bypassed")
+    prompt = workflow(server, session="passed_by")
     bypassed = prompts_without(prompt, "HSWQCalibration")
     result = server.client.run(graph.set_input(bypassed, "HSWQConverter", method="hswq"))
-    assert "bypassed.pt: got no such file" in result.errors[0]
+    assert "passed_by.pt: got no such file" in result.errors[0]
     assert "switched on and not bypassed" in result.errors[0]
     calibrate(server, "switched_off")
     path = server.output / "hswq_stats" / "switched_off.pt"
-    shutil.copy(path, path.with_name("bypassed.pt"))
+    shutil.copy(path, path.with_name("passed_by.pt"))
     server.client.run(graph.set_input(bypassed, "HSWQConverter", method="hswq")).check()
-    assert load_session(path.with_name("bypassed.pt")).calls == load_session(path).calls
+    assert load_session(path.with_name("passed_by.pt")).calls == load_session(path).calls
 
 
 def prompts_without(prompt: Prompt, kind: str) -> Prompt:
