@@ -5,7 +5,7 @@
 A small random Flux, a run of 20 steps at a time, each with another seed. Beside HSWQ Calibration a node of the rig
 watches the same layers and adds up on its own: every call measured as the pack does (is one lost, or counted twice?),
 and in float64 throughout (how exact is a single call?). Memory is the server's resident set after each run; the first
-tenth warms up.
+tenth warms up. Beside every fifth run goes one without calibration, to tell a slowdown from other work on the machine.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import numpy as np
 import psutil
 from rig import pack, prompts, tiny
 from rig.client import Prompt
+from rig.graph import set_input
 from rig.server import ComfyServer
 from tqdm import tqdm
 
 SESSION, STEPS = "soak", 20
 WARM_UP = 0.1
+PAIR_EVERY = 5
 TESTNODES = pack.ROOT / "bench" / "rig" / "testnodes"
 
 
@@ -48,14 +50,16 @@ class Soaked:
     Attributes:
         calls, layers: of the session.
         memory: the server's resident set after each run, MB.
-        seconds: of each run.
+        seconds: of all runs.
+        ratios: of runs with calibration to runs without, in order.
         to_calls, to_float64: largest relative difference of a sum to the witness's two kinds.
     """
 
     calls: int
     layers: int
     memory: list[float]
-    seconds: list[float]
+    seconds: float
+    ratios: list[float]
     to_calls: float
     to_float64: float
 
@@ -71,17 +75,17 @@ class Soaked:
 
     @property
     def slowdown(self) -> float:
-        """Median seconds of the last quarter of the runs over those of the first."""
-        part = max(len(self.seconds) // 4, 1)
-        return median(self.seconds[-part:]) / median(self.seconds[:part])
+        """Median ratio of the last quarter of the pairs over that of the first."""
+        part = max(len(self.ratios) // 4, 1)
+        return median(self.ratios[-part:]) / median(self.ratios[:part])
 
     def text(self) -> str:
         """Lines for people."""
         return "\n".join(
             [
-                f"{self.calls} calls of {self.layers} layers in {sum(self.seconds):.0f} s",
+                f"{self.calls} calls of {self.layers} layers in {self.seconds:.0f} s",
                 f"memory: {self.growth_mb:+.1f} MB, {min(self.warm):.0f} to {max(self.warm):.0f} MB",
-                f"seconds a run, last quarter / first: {self.slowdown:.3f}",
+                f"seconds beside a run without calibration, last quarter / first: {self.slowdown:.3f}",
                 f"largest difference to the sum of single calls: {self.to_calls:.1e}",
                 f"largest difference to float64 throughout: {self.to_float64:.1e}",
             ]
@@ -94,17 +98,18 @@ def soak(server: ComfyServer, runs: int) -> Soaked:
 
     model = server.add_model("diffusion_models", tiny.make("flux-tiny"), "flux-tiny.safetensors")
     process = psutil.Process(server.process.pid)  # type: ignore[union-attr] - it is running
-    seconds, memory = [], []
+    began, memory, ratios = time.perf_counter(), [], []
     for seed in tqdm(range(runs)):
-        began = time.perf_counter()
-        server.client.run(prompt(model, seed)).check()
-        seconds.append(time.perf_counter() - began)
+        seconds = _timed(server, prompt(model, seed))
         memory.append(process.memory_info().rss / 1e6)
+        if seed % PAIR_EVERY == 0:
+            ratios.append(seconds / _timed(server, uncalibrated(prompt(model, seed))))
+    elapsed = time.perf_counter() - began
     whole = load_session(server.output / "hswq_stats" / f"{SESSION}.pt")
     with np.load(server.output / "witness.npz") as witness:
         sums = dict(witness)
     errors = (differences(whole, sums, kind) for kind in ("calls", "exact"))
-    return Soaked(whole.calls, len(whole.layers), memory, seconds, *errors)
+    return Soaked(whole.calls, len(whole.layers), memory, elapsed, ratios, *errors)
 
 
 def prompt(model: str, seed: int) -> Prompt:
@@ -116,6 +121,18 @@ def prompt(model: str, seed: int) -> Prompt:
     for key in ("vae", "decode", "save"):
         del graph[key]
     return {**graph, "hooks": prompts.node("RigHooks", after=["sampler", 0])}
+
+
+def uncalibrated(graph: Prompt) -> Prompt:
+    """The same run straight from the loader."""
+    rest = {key: entry for key, entry in graph.items() if key not in ("witness", "calibration")}
+    return set_input(rest, "KSampler", model=["model", 0])
+
+
+def _timed(server: ComfyServer, graph: Prompt) -> float:
+    began = time.perf_counter()
+    server.client.run(graph).check()
+    return time.perf_counter() - began
 
 
 def differences(session: Any, witness: dict[str, Any], kind: str) -> float:
