@@ -19,6 +19,8 @@ from reference_models.architectures import register
 from reference_models.captions import embed
 from reference_models.pictures import to_pictures
 
+from .witness import RigWitness
+
 CATEGORY = "HSWQ/rig"
 
 
@@ -162,7 +164,7 @@ def _hooks(model):
 
 class RigExtension(ComfyExtension):
     async def get_node_list(self):
-        return [RigConditioning, RigCaption, RigPicture, RigTrouble, RigHooks]
+        return [RigConditioning, RigCaption, RigPicture, RigTrouble, RigHooks, RigWitness]
 
 
 async def comfy_entrypoint():
