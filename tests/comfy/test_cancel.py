@@ -23,15 +23,13 @@ class Button:
     """
 
     def __init__(self, stage: str, at: int = 1) -> None:
-        from hswq.nodes.status import node_progress
-
-        self._progress, self._stage, self._left = node_progress(None), stage, at
+        self._stage, self._left = stage, at
         self.stages: list[str] = []
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, _done: int, _total: int) -> None:
         import comfy.model_management
 
-        self._progress(what, done, total)
+        comfy.model_management.throw_exception_if_processing_interrupted()  # as the nodes' own progress does
         if self._left == 0:
             self.stages.append(what)
         elif what.startswith(self._stage):

@@ -83,7 +83,7 @@ def assert_same_sums(found, expected, times: int = 1) -> None:
     "work", ["calibrating", "converting, hswq", "converting, model_aware", "file to file, learned"]
 )
 def test_killed_at_any_moment(work):
-    """Six kills in all of each kind; `bench/reliability.py kill` makes hundreds."""
+    """A few kills; `bench/reliability.py kill` makes hundreds."""
     runs = {"calibrating": 6, "file to file, learned": 5}.get(work, 10)  # of converting each way has its share
     command = [sys.executable, str(BENCH / "reliability.py"), "kill", "--runs", str(runs), "--json", "--work", work]
     done = subprocess.run(command, env=child_environment(1), capture_output=True, text=True, check=False, timeout=800)
