@@ -21,8 +21,14 @@ from templates.files import offer_models
 from templates.layout import place
 
 PICTURES = pack.ROOT / "docs" / "pictures"
-SESSION, PIXELS = "flux_01", 256
-SIZES = {"HSWQConverter": (400, 620), "HSWQReport": (560, 560), "HSWQCompare": (620, 420), "SaveImage": (300, 380)}
+SESSION, PIXELS = "flux_01", 128
+SIZES = {
+    "HSWQCalibration": (320, 240),
+    "HSWQConverter": (360, 640),
+    "HSWQReport": (520, 520),
+    "HSWQCompare": (620, 420),
+    "SaveImage": (270, 260),
+}
 BUTTON = "Choose session…"
 
 
@@ -65,9 +71,9 @@ class Shots:
         converter = graph.find(made, "HSWQConverter")
         made["report"] = node("HSWQReport", session=SESSION, file="none", path=[converter, 0])
         made = graph.set_input(made, converter, format="v2")
-        columns = (("UNETLoader", "RigCaption"), ("HSWQCalibration", "FluxGuidance", "ConditioningZeroOut"))
-        columns = (*columns, ("EmptySD3LatentImage", "KSampler", "RigPicture"), ("SaveImage",), ("HSWQConverter",))
-        result = self._run(made, (*columns, ("HSWQReport",)))
+        first = ("UNETLoader", "RigCaption", "ConditioningZeroOut", "EmptySD3LatentImage")
+        columns = (first, ("HSWQCalibration", "FluxGuidance"), ("KSampler", "RigPicture", "SaveImage"))
+        result = self._run(made, (*columns, ("HSWQConverter",), ("HSWQReport",)))
         self.page.screenshot(PICTURES / "calibrate_and_convert.png")
         self._save_picture(result, "report")
 
@@ -116,6 +122,7 @@ class Shots:
 
     def _run(self, made: Prompt, columns: tuple[tuple[str, ...], ...]) -> Result:
         """Lay a graph out by node types, queue it from the page, and wait until it shows everything."""
+        self.page.reload()  # the page reads the lists of models when it opens
         self.page.from_api(made, arrange=False)
         workflow = self.page.workflow()
         for entry in workflow["nodes"]:

@@ -9,10 +9,9 @@ A list or dict stands in one place only, so nothing contains itself.
 
 from __future__ import annotations
 
-import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,13 @@ from typing import Any
 import torch
 
 from .archive import members
+from .storages import STORAGE_DTYPES, Storages
 
 # A session of a thousand layers of 4000 channels takes 64 MB, 260 bytes and 81 operations a layer besides.
 MAX_FILE_BYTES = 2**28
 MAX_PICKLE_BYTES = 2**23
 MAX_OPERATIONS = 1_000_000
-MAX_RANK = 8
 _PICKLE, _BYTE_ORDER, _STORAGES = "data.pkl", "byteorder", "data/"
-_STORAGE_DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 
 
 @dataclass(frozen=True)
@@ -49,18 +36,11 @@ class _Global:
     dtype: torch.dtype | None = None
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """What tensors are parts of; no tensor itself."""
-
-    vector: torch.Tensor
-
-
 _ORDERED_DICT, _TENSOR = _Global("OrderedDict"), _Global("tensor")
 _GLOBALS = {
     ("collections", "OrderedDict"): _ORDERED_DICT,
     ("torch._utils", "_rebuild_tensor_v2"): _TENSOR,
-    **{("torch", name): _Global(name, dtype) for name, dtype in _STORAGE_DTYPES.items()},
+    **{("torch", name): _Global(name, dtype) for name, dtype in STORAGE_DTYPES.items()},
 }
 
 
@@ -86,7 +66,7 @@ def read_containers(path: Path) -> object:
         raise ValueError("another byte order")
     start = folder + _STORAGES
     storages = {name[len(start) :]: content for name, content in found.items() if name.startswith(start)}
-    return _Machine(bytes(found[folder + _PICKLE]), storages).run()
+    return _Machine(bytes(found[folder + _PICKLE]), Storages(storages)).run()
 
 
 class _Machine:
@@ -94,14 +74,12 @@ class _Machine:
 
     Args:
         code: the pickle.
-        storages: {key: bytes of a storage}.
+        storages: what its tensors are parts of.
     """
 
-    def __init__(self, code: bytes, storages: Mapping[str, memoryview]) -> None:
+    def __init__(self, code: bytes, storages: Storages) -> None:
         self._code, self._at = code, 0
-        self._storages, self._read = storages, dict[str, _Storage]()
-        # Tensors may share a storage, as parts of it or whole, but not be many times as large.
-        self._room = 2 * sum(map(len, storages.values()))
+        self._storages = storages
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -176,14 +154,8 @@ class _Machine:
         if isinstance(found, (list, dict)) or index not in self.memo:
             raise ValueError("a container in two places")
         if isinstance(found, torch.Tensor):
-            self.spend(found.nbytes)
+            self._storages.spend(found.nbytes)
         self.stack.append(found)
-
-    def spend(self, size: int) -> None:
-        """Count the bytes of a tensor, also of one that is there already: who reads them may copy each."""
-        self._room -= size
-        if self._room < 0:
-            raise ValueError("tensors of many times the file's size")
 
     def call(self) -> None:
         """Of the two functions that are understood: an empty dict, or a tensor."""
@@ -191,7 +163,7 @@ class _Machine:
         if what is _ORDERED_DICT and arguments == ():
             self.stack.append({})
         elif what is _TENSOR and isinstance(arguments, tuple) and len(arguments) in (6, 7):
-            self.stack.append(self._tensor(*arguments[:4]))
+            self.stack.append(self._storages.tensor(*arguments[:4]))
         else:
             raise ValueError("a call")
 
@@ -200,41 +172,7 @@ class _Machine:
         wish = self.pop()
         if not (isinstance(wish, tuple) and len(wish) == 5 and isinstance(wish[1], _Global) and wish[1].dtype):
             raise ValueError("no storage")
-        _, what, key, _, elements = wish
-        if not isinstance(key, str) or key not in self._storages or type(elements) is not int:
-            raise ValueError("a storage that is not there")
-        content = self._storages[key]
-        if elements < 0 or elements * what.dtype.itemsize != len(content):
-            raise ValueError(f"a storage of {len(content)} bytes, not of {elements} elements")
-        if key not in self._read:
-            self._read[key] = _Storage(_vector(content, what.dtype))
-        if self._read[key].vector.dtype != what.dtype:
-            raise ValueError("a storage of two types")
-        self.stack.append(self._read[key])
-
-    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> torch.Tensor:
-        if not isinstance(storage, _Storage) or not (_naturals((offset,)) and _naturals(shape)):
-            raise ValueError("no tensor")
-        vector, size = storage.vector, math.prod(shape[:MAX_RANK])
-        if len(shape) > MAX_RANK or offset + size > len(vector) or (not size and len(shape) != 1):
-            raise ValueError(f"a tensor of {len(shape)} dimensions that its storage does not hold")
-        dense = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-        if not _naturals(strides) or any(n > 1 and s != d for n, s, d in zip(shape, strides, dense, strict=True)):
-            raise ValueError("a tensor that is not dense")
-        self.spend(size * vector.itemsize)
-        return vector[offset : offset + size].view(shape)
-
-
-def _vector(content: memoryview, dtype: torch.dtype) -> torch.Tensor:
-    """The bytes themselves, unless they begin where numbers of that type may not."""
-    if not content:
-        return torch.empty(0, dtype=dtype)
-    vector = torch.frombuffer(content, dtype=dtype)
-    return vector.clone() if vector.data_ptr() % dtype.itemsize else vector
-
-
-def _naturals(numbers: Any) -> bool:
-    return isinstance(numbers, tuple) and all(type(n) is int and n >= 0 for n in numbers)
+        self.stack.append(self._storages.storage(wish[1].dtype, wish[2], wish[4]))
 
 
 def _fill_list(machine: _Machine, items: list[Any]) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from .budget import choose_kept, per_byte
 from .checkpoint import DTYPE_NAMES, TensorInfo, model_prefix, read_header
 from .errors import FileError
 from .grid import FLOAT8_DTYPES
-from .header import HEADER_KEY, declared_format, declared_plan
+from .header import HEADER_KEY, declared_format, declared_plan, header_record
 from .metrics import error_to_db
 from .observer import LAYER_KINDS
 from .plan import KEEP, QUANTIZE, LayerPlan, Plan
@@ -120,7 +118,7 @@ def _planned(name: str, metadata: Mapping[str, str], entries: Entries, plan: Pla
     nbytes, smallest = _sizes(entries, {f"{prefix}{name}{WEIGHT}" for name in stored})
     curve = _curve(plan, smallest) if measure == CHANGE else None
     made = f"{plan.family}, format {plan.file_format}, {' '.join(('method', plan.method, plan.budget)).strip()}"
-    facts = (made, plan.accounting(), _size_fact(nbytes, smallest), *_session_facts(metadata))
+    facts = (made, plan.accounting(), _size_fact(nbytes, smallest), *_session_facts(metadata, name))
     return FileReport(name, (*facts, *_curve_facts(plan, curve)), rows, measure, nbytes, smallest, curve)
 
 
@@ -156,9 +154,8 @@ def _size_fact(nbytes: int, smallest: int) -> str:
     return f"{megabytes(nbytes)}, {more:+.1%} beyond every layer in 8 bits ({megabytes(smallest)})"
 
 
-def _session_facts(metadata: Mapping[str, str]) -> list[str]:
-    record: Any = json.loads(metadata.get(HEADER_KEY, "{}"))
-    session = record.get("session")
+def _session_facts(metadata: Mapping[str, str], name: str) -> list[str]:
+    session = header_record(metadata[HEADER_KEY], name).get("session") if HEADER_KEY in metadata else None
     if not isinstance(session, dict):
         return ["without calibration"]
     return [f"calibrated on {session.get('calls')} calls, {session.get('images')} images"]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 import weakref
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -31,6 +30,7 @@ from .checks import checked, number, parse_json, shown
 from .errors import FileError, SessionError
 from .fingerprint import Fingerprint
 from .saving import save_tensors
+from .state_checks import Constant, require_arguments, require_call
 
 HEADER_KEY, VERSION = "hswq_states", 1
 STATES_SUFFIX = ".states.safetensors"
@@ -40,14 +40,7 @@ MAX_STATES = 4096
 MAX_BYTES = 2**29
 # The argument that holds all sigmas of the run, one tensor for all its calls.
 SCHEDULE = "sample_sigmas"
-MAX_SCHEDULE = 10_000
-# Names of arguments, and how many a state has at most: models take ten, a list of reference latents some more.
-_ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(/\d{1,3})?", re.ASCII)
-MAX_ARGUMENTS = 100
-# A model is called with these in any case; calibration records none of them.
-_TAKEN = {"t", "control", "transformer_options"}
 _DIGESTS: MutableMapping[torch.Tensor, str] = WeakTensorKeyDictionary()
-Constant = bool | int | float | str
 
 
 @dataclass(frozen=True)
@@ -267,30 +260,12 @@ def _parsed(header: dict[str, Any], source: FileSource, capacity: int) -> Sample
 def _state(entry: dict[str, Any], part: dict[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> State:
     constants, same = checked(entry["constants"], dict), checked(entry.get("same", {}), dict)
     part |= {name: tensors[checked(key, str)] for name, key in same.items()}
-    for name in (*part, *constants):
-        stem, _, item = name.partition("/")
-        if not _ARGUMENT.fullmatch(name) or stem in _TAKEN or (item and (stem in part or stem in constants)):
-            raise ValueError(f"argument {shown(name)}")
-    if set(part) & set(constants) or len(part) + len(constants) > MAX_ARGUMENTS:
-        raise ValueError("an argument twice, or too many of them")
-    if not all(isinstance(value, Constant) for value in constants.values()):
-        raise ValueError("a constant of another kind")
-    _require_call(part)
+    require_arguments(part, constants)
+    require_call(part, part.get(SCHEDULE))
     key = number(entry["key"])
     if not 0 <= key <= 1:
         raise ValueError(f"key {key}, expected 0 to 1")
     return State(key, part, constants)
-
-
-def _require_call(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise ValueError unless x is one picture, sigma one number, and the schedule a vector."""
-    x, sigma, schedule = (tensors.get(name) for name in ("x", "sigma", SCHEDULE))
-    if x is None or sigma is None:
-        raise ValueError("a state without x and sigma")
-    if x.dim() < 2 or len(x) != 1 or not x.numel() or not x.is_floating_point() or sigma.shape != (1,):
-        raise ValueError(f"x of shape {tuple(x.shape)} and sigma of shape {tuple(sigma.shape)}")
-    if schedule is not None and (schedule.dim() != 1 or len(schedule) > MAX_SCHEDULE):
-        raise ValueError(f"{SCHEDULE} of shape {tuple(schedule.shape)}")
 
 
 def _damaged(path: Path, what: str) -> SessionError:

@@ -18,8 +18,9 @@ from rig import pack
 
 pack.alias()
 
-from .attacks import CHECKPOINTS, SESSIONS, STATES  # noqa: E402
+from .file_attacks import CHECKPOINTS, STATES  # noqa: E402
 from .limits import MEMORY, limit, resident  # noqa: E402
+from .session_attacks import SESSIONS  # noqa: E402
 from .targets import TARGETS, read_checkpoint, read_session, read_states, refusal  # noqa: E402
 
 FOUND = pack.ROOT / "tests" / "data" / "hostile"

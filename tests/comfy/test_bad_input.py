@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fuzzing.attacks import CHECKPOINTS, SESSIONS, STATES
+from fuzzing.file_attacks import CHECKPOINTS, STATES
+from fuzzing.session_attacks import SESSIONS
 from hswq.hswq_core import load_session, save_session
 from rig import flow, graph, prompts, tiny
 from rig.client import Prompt

@@ -166,7 +166,7 @@ def link(path: Path, target: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".states.safetensors", ".pt.lock", ".work"])
 def test_a_session_none_of_whose_files_may_be_a_link_out_of_the_folder(suffix, tmp_path):
-    """The lock is truncated, and the work folder emptied, when they are opened."""
+    """What is in a work folder is deleted, whose ever it is."""
     folder, elsewhere = tmp_path / "stats", tmp_path / "elsewhere"
     folder.mkdir()
     link(folder / f"mine{suffix}", elsewhere)
