@@ -12,7 +12,8 @@ import torch
 from .errors import SessionError, SettingError
 from .names import free_name
 from .session import Session, load_session, save_session
-from .states import DEFAULT_STATES, MAX_STATES, Sample, load_states, save_states, states_path
+from .states import DEFAULT_STATES, MAX_STATES, Sample
+from .states_file import load_states, save_states, states_path
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from .plan import KEEP, QUANTIZE, SKIP
 from .reporting import Row, markdown
 from .session import Session, load_session
 from .split import count_prompts
-from .states import MAX_STATES, load_states, states_path
+from .states import MAX_STATES
+from .states_file import load_states, states_path
 
 WOULD = {KEEP: "would stay in 16 bits", QUANTIZE: "would go to 8 bits", SKIP: "never quantized"}
 

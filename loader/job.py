@@ -18,7 +18,8 @@ from ..hswq_core.encoding import Encoding
 from ..hswq_core.formats import TENSOR
 from ..hswq_core.names import describe, output_path
 from ..hswq_core.solve import Solution
-from ..hswq_core.states import MAX_STATES, State, load_states, states_path
+from ..hswq_core.states import MAX_STATES, State
+from ..hswq_core.states_file import load_states, states_path
 from .advice import require_recorded
 from .model import inspect_model
 from .source import ModelSource

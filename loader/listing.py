@@ -12,7 +12,7 @@ from ..hswq_core.merging import is_taken
 from ..hswq_core.names import check_name, free_name
 from ..hswq_core.predecessor import is_predecessor
 from ..hswq_core.session import parse_session, read_pt
-from ..hswq_core.states import count_states, states_path
+from ..hswq_core.states_file import count_states, states_path
 from .opening import Stamp
 from .store import sessions_folder
 

@@ -15,7 +15,8 @@ from ..hswq_core.atomic import unwritable
 from ..hswq_core.names import session_path
 from ..hswq_core.predecessor import import_predecessor, is_predecessor
 from ..hswq_core.session import parse_session, read_pt
-from ..hswq_core.states import Sample, load_states, save_states, states_path
+from ..hswq_core.states import Sample
+from ..hswq_core.states_file import load_states, save_states, states_path
 from .model import ModelInfo
 
 FOLDER = "hswq_stats"

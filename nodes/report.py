@@ -12,7 +12,7 @@ from ..figures.report import picture_of
 from ..hswq_core import HSWQError, SettingError
 from ..hswq_core.file_report import FileReport, report_file
 from ..hswq_core.session_report import SessionReport, report_session
-from ..hswq_core.states import states_path
+from ..hswq_core.states_file import states_path
 from ..loader.file import given_path, listed_files, listed_path
 from ..loader.opening import Stamp
 from ..loader.store import path_of

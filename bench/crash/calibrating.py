@@ -81,7 +81,8 @@ class Calibrating:
     def findings(self, session: str) -> Iterator[str]:
         """What is wrong with a session's files, one line each."""
         from hswq.hswq_core import HSWQError, load_session
-        from hswq.hswq_core.states import MAX_STATES, load_states, states_path
+        from hswq.hswq_core.states import MAX_STATES
+        from hswq.hswq_core.states_file import load_states, states_path
         from hswq.loader.store import path_of
 
         path = path_of(session)

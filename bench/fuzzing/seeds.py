@@ -23,7 +23,8 @@ from hswq.hswq_core import (
     save_session,
 )
 from hswq.hswq_core.grid import FLOAT8_E4M3FN
-from hswq.hswq_core.states import SCHEDULE, Sample, State, save_states
+from hswq.hswq_core.states import SCHEDULE, Sample, State
+from hswq.hswq_core.states_file import save_states
 from safetensors.torch import save_file
 
 SHAPES = {"in.fc": ("Linear", (4, 3), 3), "mid.conv": ("Conv2d", (4, 2, 3, 3), 2), "out.fc": ("Linear", (2, 5), 5)}

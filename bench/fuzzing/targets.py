@@ -21,7 +21,7 @@ from hswq.hswq_core.names import output_path, session_path
 from hswq.hswq_core.predecessor import import_predecessor, is_predecessor
 from hswq.hswq_core.quantized import QuantizedFile, compare, findings
 from hswq.hswq_core.session import parse_session, read_pt
-from hswq.hswq_core.states import load_states
+from hswq.hswq_core.states_file import load_states
 
 from . import mutate, seeds
 

@@ -45,7 +45,7 @@ class Subject:
         self.calibration_seconds = time.perf_counter() - began
 
     def _calibrate(self, pictures: int, calibration: int, settings: dict[str, int]) -> None:
-        from hswq.hswq_core.states import states_path
+        from hswq.hswq_core.states_file import states_path
         from hswq.loader.calibrate import calibrated
         from hswq.loader.store import path_of
 

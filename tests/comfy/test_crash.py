@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from hswq.hswq_core import load_session
-from hswq.hswq_core.states import MAX_STATES, load_states, states_path
+from hswq.hswq_core.states import MAX_STATES
+from hswq.hswq_core.states_file import load_states, states_path
 from rig import inprocess, pack, tiny
 from rig.environment import child_environment
 from rig.wait import until

@@ -22,7 +22,7 @@ from hswq.hswq_core import (
 )
 from hswq.hswq_core.budget import Budget
 from hswq.hswq_core.encoding import Encoding
-from hswq.hswq_core.states import load_states
+from hswq.hswq_core.states_file import load_states
 from reference_models.architectures import REFERENCES
 from reference_models.prompts import calibration_prompts
 from reference_models.sampling import draw
@@ -473,7 +473,7 @@ def test_one_picture_calibrates_for_other_prompts_through_variety(
 
 def test_states_add_up_over_runs_and_stay_with_their_model(calibrated_model, job, states, caplog):
     """A second session's runs: the sample stays at its size, and a file of another model is not touched."""
-    from hswq.hswq_core.states import states_path
+    from hswq.hswq_core.states_file import states_path
     from hswq.loader.calibrate import calibrated
     from hswq.loader.store import path_of
 

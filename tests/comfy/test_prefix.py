@@ -18,7 +18,7 @@ KINDS = {"flux-tiny": "single_blocks.1.linear1", "sdxl-small": "output_blocks.3.
 def recorded(request, tmp_path_factory):
     """(MODEL, states of two shapes, a layer near the end)."""
     load_comfy()
-    from hswq.hswq_core.states import load_states, states_path
+    from hswq.hswq_core.states_file import load_states, states_path
     from hswq.loader.calibrate import calibrated
     from hswq.loader.model import inspect_model
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hswq.hswq_core import load_session
-from hswq.hswq_core.states import load_states, states_path
+from hswq.hswq_core.states_file import load_states, states_path
 from rig import flow, prompts
 from rig.client import ClientError, Prompt, Result
 

@@ -22,7 +22,8 @@ from hswq.hswq_core import (
 )
 from hswq.hswq_core.cli.main import main
 from hswq.hswq_core.metrics import sqnr_db
-from hswq.hswq_core.states import Sample, State, load_states, save_states, states_path
+from hswq.hswq_core.states import Sample, State
+from hswq.hswq_core.states_file import load_states, save_states, states_path
 from rig.pack import ROOT
 from safetensors.torch import load_file, save_file
 

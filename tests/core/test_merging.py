@@ -17,7 +17,8 @@ from hswq.hswq_core import (
     save_session,
 )
 from hswq.hswq_core.merging import equal, merge_files, save_merged
-from hswq.hswq_core.states import DEFAULT_STATES, Sample, State, load_states, save_states, states_path
+from hswq.hswq_core.states import DEFAULT_STATES, Sample, State
+from hswq.hswq_core.states_file import load_states, save_states, states_path
 
 FINGERPRINT = Fingerprint(layout_hash({"fc": ("Linear", (6, 5))}), torch.linspace(1, 2, 4))
 

@@ -27,7 +27,8 @@ from hswq.hswq_core.file_report import CHANGE, SENSITIVITY, report_file
 from hswq.hswq_core.header import HEADER_KEY, PLAN_KEY, header_metadata
 from hswq.hswq_core.reporting import MOST_ROWS
 from hswq.hswq_core.session_report import report_session
-from hswq.hswq_core.states import Sample, State, save_states, states_path
+from hswq.hswq_core.states import Sample, State
+from hswq.hswq_core.states_file import save_states, states_path
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]

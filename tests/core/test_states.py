@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 from hswq.hswq_core import Fingerprint, SessionError, states
-from hswq.hswq_core.states import HEADER_KEY, MAX_STATES, Sample, State, capture, load_states, save_states
+from hswq.hswq_core.states import MAX_STATES, Sample, State, capture
+from hswq.hswq_core.states_file import HEADER_KEY, load_states, save_states
 from safetensors.torch import load_file, save_file
 
 PRINT = Fingerprint("a" * 64, torch.zeros(4))

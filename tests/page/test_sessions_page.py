@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from hswq.hswq_core import Fingerprint, LayerStats, Session, layout_hash, save_session
-from hswq.hswq_core.states import Sample, State, save_states, states_path
+from hswq.hswq_core.states import Sample, State
+from hswq.hswq_core.states_file import save_states, states_path
 from rig import flow, prompts
 
 pytestmark = [pytest.mark.comfy, pytest.mark.page]
