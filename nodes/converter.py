@@ -12,9 +12,8 @@ from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT
 from ..hswq_core.encoding import MOST_LOSS_DB
 from ..hswq_core.formats import GRANULARITIES, TENSOR
 from ..loader.convert import METHODS, Request, convert_model
-from ..loader.store import path_of, sessions_folder
 from .calibration import DEFAULT_SESSION
-from .status import check_session_name, node_progress, show_text
+from .status import check_session_name, node_progress, session_stamps, show_text
 
 
 class HSWQConverter(io.ComfyNode):
@@ -138,11 +137,9 @@ class HSWQConverter(io.ComfyNode):
     def fingerprint_inputs(cls, session: str | None, **inputs: Any) -> tuple[Any, ...]:
         """Convert again whenever the session has grown, though no widget changed; if linked, whenever any has."""
         try:
-            paths = sorted(sessions_folder().glob("*.pt")) if session is None else [path_of(session)]
-            stats = [path.stat() for path in paths]
+            return session_stamps(session)
         except (HSWQError, OSError):
             return (time.time(),)
-        return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
 
     @classmethod
     def execute(

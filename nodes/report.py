@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -12,12 +11,11 @@ from ..figures.report import picture_of
 from ..hswq_core import HSWQError, SettingError
 from ..hswq_core.file_report import FileReport, report_file
 from ..hswq_core.session_report import SessionReport, report_session
-from ..hswq_core.states_file import states_path
 from ..loader.file import given_path, listed_files, listed_path
 from ..loader.opening import Stamp
 from ..loader.store import path_of
 from .calibration import DEFAULT_SESSION
-from .status import check_session_name
+from .status import check_session_name, session_stamps
 
 NO_FILE = "none"
 
@@ -54,6 +52,12 @@ class HSWQReport(io.ComfyNode):
                     tooltip="The path output of HSWQ Converter or HSWQ File Converter: one Run converts and reports. "
                     "Goes before file.",
                 ),
+                io.AnyType.Input(
+                    "after",
+                    optional=True,
+                    tooltip="Anything that must be finished first, for example the picture that calibrates: "
+                    "the report then is of the session with it.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="picture", tooltip="The charts, for Preview Image or Save Image."),
@@ -63,32 +67,28 @@ class HSWQReport(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, session: str = "") -> bool | str:
+    def validate_inputs(cls, session: str | None = "") -> bool | str:
         """A bad name is refused when the workflow is queued, before anything runs."""
         return check_session_name(session) if session else True
 
     @classmethod
-    def fingerprint_inputs(cls, session: str = "", file: str = NO_FILE, **_: Any) -> tuple[Any, ...]:
+    def fingerprint_inputs(
+        cls, session: str | None = "", file: str | None = NO_FILE, **_: Any
+    ) -> tuple[tuple[int, ...], ...]:
         """Report again whenever the session has grown or the file was replaced, though no widget changed."""
         try:
-            if file != NO_FILE:
-                return astuple(Stamp.of(listed_path(file)))
-            found = [Stamp.of(path) for path in _parts(session) if path.exists()]
+            if file and file != NO_FILE:
+                return (astuple(Stamp.of(listed_path(file))),)
+            return () if session == "" else session_stamps(session)
         except (HSWQError, OSError):
             return ()  # executing says what is wrong
-        return tuple(map(astuple, found))
 
     @classmethod
-    def execute(cls, session: str, file: str, path: str | None = None) -> io.NodeOutput:
+    def execute(cls, session: str, file: str, path: str | None = None, after: Any = None) -> io.NodeOutput:
         """Report, show the picture on the node."""
         report = _report(session, file, path)
         picture = picture_of(report)
         return io.NodeOutput(picture, report.markdown(), ui=ui.PreviewImage(picture, cls=cls))
-
-
-def _parts(session: str) -> tuple[Path, Path]:
-    path = path_of(session)
-    return path, states_path(path)
 
 
 def _report(session: str, file: str, path: str | None) -> FileReport | SessionReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import astuple
 
 import comfy.model_management
 import comfy.utils
@@ -11,7 +12,9 @@ from server import PromptServer
 
 from ..hswq_core import SettingError
 from ..hswq_core.plan import time_left
-from ..loader.store import path_of
+from ..hswq_core.states_file import states_path
+from ..loader.opening import Stamp
+from ..loader.store import path_of, sessions_folder
 
 
 def check_session_name(session: str | None) -> bool | str:
@@ -23,6 +26,17 @@ def check_session_name(session: str | None) -> bool | str:
     except SettingError as error:
         return str(error)
     return True
+
+
+def session_stamps(session: str | None) -> tuple[tuple[int, ...], ...]:
+    """What changes whenever a session grows, its recorded calls too; of None, a linked name, whenever any does.
+
+    Raises:
+        SettingError: no plain name.
+    """
+    paths = sorted(sessions_folder().glob("*.pt")) if session is None else [path_of(session)]
+    found = [part for path in paths for part in (path, states_path(path)) if part.exists()]
+    return tuple(astuple(Stamp.of(path)) for path in found)
 
 
 def show_text(text: str, node_id: str | None) -> None:

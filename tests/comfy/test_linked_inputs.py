@@ -31,6 +31,18 @@ def test_calibration_and_converters_take_a_linked_session(server):
     assert len(list((server.output / "diffusion_models").glob("by_link*.safetensors"))) == 1
 
 
+def test_a_report_takes_a_linked_session_and_waits_for_the_picture(server):
+    """Without waiting there would be no session of that name yet; with one picture more the report is another one."""
+    prompt = flow.calibration(flow.prepare(server, "flux", flow.CALIBRATE, seed=41))
+    picture = [graph.find(prompt, "VAEDecode"), 0]
+    report = {"class_type": "HSWQReport", "inputs": {"session": "", "file": "none", "after": picture}}
+    table = {"class_type": "PreviewAny", "inputs": {"source": ["report", 1]}}
+    whole = linked({**prompt, "report": report, "table": table}, "reported_at_once")
+    assert "2 calls" in server.client.run(whole).check().text()[-1]
+    again = graph.set_input(whole, "KSampler", seed=42)
+    assert "4 calls" in server.client.run(again).check().text()[-1]
+
+
 def test_a_bad_linked_name_is_refused_when_the_node_runs(server):
     result = server.client.run(linked(flow.prepare(server, "flux", flow.CALIBRATE), "../escape"))
     assert result.status == "error"
