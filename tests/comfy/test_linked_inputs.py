@@ -21,10 +21,10 @@ def linked(prompt, name):
 
 def test_calibration_and_converters_take_a_linked_session(server):
     prompt = flow.prepare(server, "flux", flow.CALIBRATE)
-    prompt = graph.set_input(prompt, "HSWQConverter", method="hswq", filename_prefix="linked")
+    prompt = graph.set_input(prompt, "HSWQConverter", method="hswq", filename_prefix="session_by_link")
     server.client.run(linked(prompt, "over_a_link")).check()
     assert (server.output / "hswq_stats" / "over_a_link.pt").exists()
-    assert len(list((server.output / "diffusion_models").glob("linked*.safetensors"))) == 1
+    assert len(list((server.output / "diffusion_models").glob("session_by_link*.safetensors"))) == 1
     inputs = {"file": "diffusion_models/flux-tiny.safetensors", "format": "comfy", "method": "hswq", "preset": "auto"}
     file = {"class_type": "HSWQFileConverter", "inputs": {**inputs, "session": "", "filename_prefix": "by_link"}}
     server.client.run(linked({"file": file}, "over_a_link")).check()
