@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 from rig import flow, graph
+from rig.mouse import CARD, PACK, Mouse, open_template, set_widgets
 from rig.page import Page
 from templates.files import offer_models
 from templates.thumbnail import SIDE as WIDTH
 
 pytestmark = [pytest.mark.comfy, pytest.mark.page]
 
-PACK, PROMPTS = "ComfyUI-HSWQ", "HSWQCalibrationPrompts"
-CARD = "template-workflow-"
+PROMPTS = "HSWQCalibrationPrompts"
 
 
 @pytest.fixture(scope="module")
@@ -33,52 +33,6 @@ def small(page, models) -> Page:
     models.sd15()
     page.reload()
     return page
-
-
-def set_widgets(page: Page, values: dict[str, dict[str, object]]) -> None:
-    page.js(
-        """values => { for (const node of app.graph.nodes) for (const [name, value] of
-            Object.entries(values[node.type] ?? {})) node.widgets.find(w => w.name === name).value = value }""",
-        values,
-    )
-
-
-def open_from_browser(page: Page, name: str) -> None:
-    """As a user does: Browse Templates, our pack, the card."""
-    page.js("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.page.get_by_text(PACK).first.click()
-    page.page.get_by_test_id(CARD + name).click()
-    page.page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'MarkdownNote')")
-
-
-class Mouse:
-    """Real clicks on the canvas, counted."""
-
-    def __init__(self, page: Page) -> None:
-        self.page, self.clicks = page, 0
-
-    def choose(self, node_type: str, widget: str, value: str) -> None:
-        """Two clicks: the widget, then the value in its list."""
-        spot = self.page.js(
-            """([type, name]) => {
-                const node = app.graph.nodes.find(node => node.type === type)
-                const widget = node.widgets.find(widget => widget.name === name)
-                const point = [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10]
-                const canvas = app.canvas.canvas.getBoundingClientRect(), at = app.canvas.ds
-                return [0, 1].map(i => (point[i] + at.offset[i]) * at.scale + [canvas.left, canvas.top][i])
-            }""",
-            [node_type, widget],
-        )
-        self.page.page.mouse.click(*spot)
-        self.page.page.locator(".litecontextmenu .litemenu-entry", has_text=value).first.click()
-        self.clicks += 2
-
-    def run(self) -> str:
-        """One click; the prompt's id."""
-        with self.page.page.expect_response(lambda reply: reply.url.endswith("/api/prompt")) as reply:
-            self.page.page.get_by_test_id("queue-button").click()
-        self.clicks += 1
-        return str(reply.value.json()["prompt_id"])
 
 
 @pytest.mark.parametrize("name", flow.templates())
@@ -124,7 +78,7 @@ def test_the_browser_lists_all_with_their_pictures(page):
 
 def test_the_first_fp8_file_is_three_clicks_away(small, server):
     """Choose the checkpoint, Run. Small and quick settings besides, which take no part in the count."""
-    open_from_browser(small, f"sd15_{flow.CALIBRATE}")
+    open_template(small, f"sd15_{flow.CALIBRATE}")
     quick = {"EmptyLatentImage": {"width": 64, "height": 64}, "KSampler": {"steps": 2}}
     set_widgets(small, {**quick, "HSWQConverter": {"method": "hswq"}})
     small.fit()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from rig import flow, tiny
+from rig.pack import ROOT
 
 pytestmark = [pytest.mark.comfy, pytest.mark.page]
 
-NODES = ["HSWQCalibration", "HSWQCalibrationPrompts", "HSWQConverter", "HSWQLoader", "HSWQDiffusionModelLoader"]
+NODES = [path.name for path in sorted((ROOT / "web" / "docs").iterdir()) if path.is_dir()]
 
 
 def test_every_node_is_in_the_page_and_can_be_added(page):
