@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 pytest.importorskip("resource", reason="limits of memory are Unix's")
 
-from fuzzing import seeds
+from fuzzing import mutate, seeds
 from fuzzing.file_attacks import HARMLESS
 from fuzzing.replay import READERS, read_checkpoint
 from fuzzing.targets import TARGETS
@@ -25,6 +26,7 @@ NAMES = [f"{kind}: {name}" for kind, rows, _, _ in READERS for name in rows]
 NAMES += [f"found: {file.name}" for file in sorted(FOUND.glob("*-*"))]
 # Benchmarks say how long they take; this only tells an end from none, on a machine that is busy with other things.
 ENDLESS = 60.0
+MUTATIONS = 500
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,17 @@ def test_what_no_attack_changed_opens(tmp_path):
 def test_what_fuzzing_starts_from_is_taken_by_its_target(name, tmp_path):
     for data in TARGETS[name].seeds(tmp_path):
         TARGETS[name].run(data, tmp_path)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_mutated_input_is_taken_or_refused_by_our_own_error(name, tmp_path):
+    """What `nox -s fuzz` does by the million, guided by coverage, here by chance."""
+    target, rng = TARGETS[name], random.Random(name)
+    good = target.seeds(tmp_path)
+    for _ in range(MUTATIONS):
+        data = rng.choice(good)
+        own = target.mutation(data, rng) if target.mutation and rng.random() < 0.7 else None
+        target.run(mutate.some_bytes(data, rng) if own is None else own, tmp_path)
 
 
 def test_the_limit_would_stop_a_reader():

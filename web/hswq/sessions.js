@@ -4,7 +4,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { openPicker } from "./picker.js";
 
-// So that the line about what is recorded fits; a workflow brings its own sizes.
+// So that the line about what is recorded fits; the report's picture needs more. A workflow brings its own sizes.
 const WIDTH = 320;
 const BUTTON = "Choose session…";
 // The widget a choice goes to. `adds`: a line for each choice. `begins`: new statistics can be begun from here.
@@ -12,7 +12,7 @@ const NODES = {
   HSWQCalibration: { widget: "session", begins: true },
   HSWQConverter: { widget: "session", begins: true },
   HSWQFileConverter: { widget: "session" },
-  HSWQReport: { widget: "session" },
+  HSWQReport: { widget: "session", width: 420 },
   HSWQMergeSessions: { widget: "sessions", adds: true },
 };
 
@@ -70,7 +70,7 @@ function addButton(node) {
   const button = node.addWidget("button", BUTTON, null, () => choose(node), { serialize: false });
   button.serialize = false;
   button.tooltip = "The saved sessions and what is in them.";
-  node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+  node.setSize([Math.max(node.size[0], NODES[node.comfyClass].width ?? WIDTH), node.computeSize()[1]]);
 }
 
 app.registerExtension({
