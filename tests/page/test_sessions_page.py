@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from hswq.hswq_core import Fingerprint, LayerStats, Session, layout_hash, save_session
 from hswq.hswq_core.states import Sample, State
 from hswq.hswq_core.states_file import save_states, states_path
+from playwright.sync_api import TimeoutError as PageTimeoutError
 from rig import flow, prompts
 
 pytestmark = [pytest.mark.comfy, pytest.mark.page]
@@ -26,6 +28,8 @@ BUTTON = "Choose session…"
 HOSTILE = '<img src=x onerror="window.hacked=1">'
 ROW = ".hswq-session"
 APART_MS = 400  # two clicks at one place within 300 are a double click
+# A page that is busy just then takes a click for the end of a drag, or not at all.
+PRESSES, MOST_MS = 3, 10_000
 
 
 def layers(count: int) -> dict[str, LayerStats]:
@@ -91,7 +95,22 @@ def value(page, node: int) -> str:
 def press(page, node: int, rows: bool = True) -> Any:
     """Press the node's button with the mouse; the dialog, its list there."""
     page.page.wait_for_function("() => !document.querySelector('.p-blockui-mask')")  # while the page starts
-    box = page.js(
+    dialog = page.page.locator("dialog.hswq-dialog")
+    for _ in range(PRESSES):
+        page.page.wait_for_timeout(APART_MS)
+        page.page.mouse.click(*middle(page, node))
+        with suppress(PageTimeoutError):
+            dialog.wait_for(timeout=MOST_MS)
+            break
+    dialog.wait_for(timeout=MOST_MS)
+    if rows:
+        dialog.locator(ROW).first.wait_for()
+    return dialog
+
+
+def middle(page, node: int) -> list[float]:
+    """Of the button, which is brought to the middle of the page."""
+    return page.js(
         """([id, label]) => {
             const node = app.graph.getNodeById(id), widget = node.widgets.find(widget => widget.name === label)
             app.canvas.centerOnNode(node)
@@ -103,13 +122,6 @@ def press(page, node: int, rows: bool = True) -> Any:
         }""",
         [node, BUTTON],
     )
-    page.page.wait_for_timeout(APART_MS)
-    page.page.mouse.click(*box)
-    dialog = page.page.locator("dialog.hswq-dialog")
-    dialog.wait_for()
-    if rows:
-        dialog.locator(ROW).first.wait_for()
-    return dialog
 
 
 def row(dialog, name: str) -> Any:
