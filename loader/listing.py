@@ -14,7 +14,7 @@ from ..hswq_core.predecessor import is_predecessor
 from ..hswq_core.session import parse_session, read_pt
 from ..hswq_core.states_file import count_states, states_path
 from .opening import Stamp
-from .store import sessions_folder
+from .store import path_of, sessions_folder
 
 UNREADABLE = "unreadable"
 UNUSABLE = "its name cannot be used"
@@ -62,7 +62,7 @@ def _row(path: Path) -> Row | None:
 def _read(path: Path, _stamp: Stamp, states: Stamp | None) -> Row:
     """The row of the file that has this stamp."""
     try:
-        check_name(path.stem, "Session name")
+        path_of(path.stem)
         row = _content(path, states is not None)
         json.dumps(row, allow_nan=False)  # a damaged file may hold numbers that JSON has no words for
     except SettingError:

@@ -170,6 +170,7 @@ def test_a_link_out_of_the_output_folder_is_not_followed(server, session, tmp_pa
     (tmp_path / "secret.pt").write_bytes((folder / f"{session}.pt").read_bytes())
     (folder / "linked.pt").symlink_to(tmp_path / "secret.pt")
     refused(server, "linked", "link that leads out")
+    (folder / "linked.pt").unlink()
     away = server.output / "diffusion_models" / "away"
     away.parent.mkdir(exist_ok=True)
     away.symlink_to(tmp_path)

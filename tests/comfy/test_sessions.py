@@ -255,6 +255,15 @@ def test_the_route_only_answers(server):
         server.client.get("/hswq/sessions/../sessions/x")
 
 
+def test_a_link_out_of_the_folder_is_not_read(server, halves, folder, tmp_path):
+    shutil.copy(next(folder.glob("*.pt")), tmp_path / "elsewhere.pt")
+    link = folder / "led_out.pt"
+    link.symlink_to(tmp_path / "elsewhere.pt")
+    rows = {row["name"]: row["problem"] for row in server.client.get("/hswq/sessions")["sessions"]}
+    link.unlink()
+    assert rows["led_out"] == "its name cannot be used"
+
+
 def test_a_session_of_the_port_that_came_before_is_listed(server, folder):
     folder.mkdir(exist_ok=True)
     torch.save({"meta": {"type": "hswq_dual_monitor_v2"}, "layers": {"a": {}, "b": {}}}, folder / "old_port.pt")
