@@ -5,7 +5,8 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..hswq_core.convergence import ENOUGH, ENOUGH_LEVEL, KEEP_RATIO, MORE, UNKNOWN, Distance, allowed_changes
+from ..hswq_core.convergence import ENOUGH, ENOUGH_LEVEL, MORE, UNKNOWN, Distance, allowed_changes
+from ..hswq_core.hswq import DEFAULT_KEEP_RATIO
 from ..hswq_core.plan import KEEP, QUANTIZE, SKIP
 from ..hswq_core.session_report import SessionReport
 from .layers import band, bars, sections, short_number
@@ -54,7 +55,7 @@ def _layers(figure: Figure, report: SessionReport) -> None:
     bars(top, rows, [row.measure for row in rows], log=True)
     band(top, rows)
     sections(figure, top, rows)
-    x = 0.02 + say(figure, LEFT, 0.667, f"Sensitivity; hswq at {KEEP_RATIO:g}:", MEDIUM)
+    x = 0.02 + say(figure, LEFT, 0.667, f"Sensitivity; hswq at {DEFAULT_KEEP_RATIO:g}:", MEDIUM)
     for action, words in WORDS.items():
         count = sum(row.action == action for row in rows)
         if count:

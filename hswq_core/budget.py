@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from .checkpoint import TensorInfo
@@ -79,10 +80,13 @@ def smallest_size(
         granularity: "tensor" or "channel": what one scale serves.
     """
     known = list(layers)
-    weights = {f"{prefix}{layer.name}.weight" for layer in known}
-    others = sum(info.nbytes for key, info in entries.items() if key not in weights)
     scales = sum(4 * layer.shape[0] for layer in known if granularity == CHANNEL)
-    return others + scales + sum(layer.weights for layer in known)
+    return eight_bit_size(entries, {f"{prefix}{layer.name}.weight" for layer in known}) + scales
+
+
+def eight_bit_size(entries: Mapping[str, TensorInfo], weights: Collection[str]) -> int:
+    """Bytes of tensors, those of the keys ``weights`` with one byte an element."""
+    return sum(math.prod(info.shape) if key in weights else info.nbytes for key, info in entries.items())
 
 
 def per_byte(change: Mapping[str, float], cost: Mapping[str, int]) -> list[str]:

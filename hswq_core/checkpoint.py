@@ -13,7 +13,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import FileError
-from .tensor_header import METADATA_KEY as METADATA_KEY  # noqa: PLC0414 - where writers look for it
 from .tensor_header import Record, read_records
 
 # torch dtype <-> safetensors name; the reverse view is derived, so that the two cannot drift.

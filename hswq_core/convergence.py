@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +11,12 @@ import torch
 from .exclusions import Exclusions
 from .families import family_named
 from .history import Point, point_of
-from .hswq import keep_by_sensitivity
+from .hswq import DEFAULT_KEEP_RATIO, keep_by_sensitivity
 from .plan import Layer
 from .session import Session
 from .split import ENOUGH_PROMPTS
 from .states import DEFAULT_STATES
 
-# HSWQ's usual value.
-KEEP_RATIO = 0.25
 # What one doubling of the calls may still change: of the layers' levels, and of the kept layers. Guesses, on the
 # careful side: by one picture, whose levels were 2 to 5 % from those of 32, hswq converted the Flux and the SDXL
 # reference model no worse than by 32.
@@ -89,8 +87,12 @@ def distances(session: Session, excluded: Collection[str]) -> list[Distance]:
 
 
 def _kept(point: Point, names: list[str], excluded: Collection[str]) -> set[str]:
-    found = zip(names, point.sensitivity.tolist(), strict=True)
-    return keep_by_sensitivity({name: value for name, value in found if name not in excluded}, KEEP_RATIO)
+    return would_keep(dict(zip(names, point.sensitivity.tolist(), strict=True)), excluded)
+
+
+def would_keep(sensitivity: Mapping[str, float], excluded: Collection[str]) -> set[str]:
+    """Layers that hswq keeps at its usual ratio, of those it chooses among."""
+    return keep_by_sensitivity({name: s for name, s in sensitivity.items() if name not in excluded}, DEFAULT_KEEP_RATIO)
 
 
 def _apart(point: Point, now: Point) -> float:

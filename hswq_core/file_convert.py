@@ -13,7 +13,7 @@ from .errors import SettingError
 from .exclusions import Exclusions
 from .file_model import FileModel
 from .formats import FileFormat, format_for, format_named
-from .hswq import check_keep_ratio, plan_hswq
+from .hswq import DEFAULT_KEEP_RATIO, check_keep_ratio, plan_hswq
 from .learned import LEARNED, LearnedOptions, plan_learned
 from .names import describe, output_path
 from .nearest import plan_nearest
@@ -22,7 +22,6 @@ from .presets import AUTO, Preset, preset_named
 from .session import Session
 from .workspace import Workspace, passing_workspace
 
-DEFAULT_KEEP_RATIO = 0.25
 HSWQ, NEAREST = "hswq", "nearest"
 METHODS = (HSWQ, LEARNED, NEAREST)
 

@@ -12,7 +12,7 @@ from .convert import source_layers
 from .errors import FileError
 from .families import GENERIC, detect_family
 from .fingerprint import Fingerprint, layout_hash, sample_weights
-from .observer import LAYER_KINDS
+from .observer import KINDS_BY_RANK
 from .plan import Layer
 from .presets import AUTO, PRESETS, Preset, Remaining
 from .session import Session
@@ -83,6 +83,5 @@ class FileModel:
 
 def _kinds(inner: Mapping[str, TensorInfo]) -> dict[str, str]:
     """{layer name: kind} of every weight of a layer's rank."""
-    ranks = {rank: kind for kind, rank in LAYER_KINDS.items()}
     layers = {key: len(info.shape) for key, info in inner.items() if key.endswith(WEIGHT)}
-    return {key[: -len(WEIGHT)]: ranks[rank] for key, rank in layers.items() if rank in ranks}
+    return {key[: -len(WEIGHT)]: KINDS_BY_RANK[rank] for key, rank in layers.items() if rank in KINDS_BY_RANK}

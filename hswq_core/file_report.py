@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from .budget import choose_kept, per_byte
+from .budget import choose_kept, eight_bit_size, per_byte
 from .checkpoint import DTYPE_NAMES, TensorInfo, model_prefix, read_header
 from .errors import FileError
 from .grid import FLOAT8_DTYPES
 from .header import HEADER_KEY, declared_format, declared_plan, header_record
 from .metrics import error_to_db
-from .observer import LAYER_KINDS
+from .observer import KINDS_BY_RANK
 from .plan import KEEP, QUANTIZE, LayerPlan, Plan
 from .reporting import Row, markdown, megabytes
 
@@ -144,9 +144,7 @@ def _row(layer: LayerPlan, info: TensorInfo, measure: str) -> Row:
 
 def _sizes(entries: Entries, weights: set[str]) -> tuple[int, int]:
     """(bytes of all tensors, the same with the weights ``weights`` in 8 bits)."""
-    total = sum(info.nbytes for info in entries.values())
-    wide = (info for key, info in entries.items() if key in weights)
-    return total, total - sum(info.nbytes - math.prod(info.shape) for info in wide)
+    return sum(info.nbytes for info in entries.values()), eight_bit_size(entries, weights)
 
 
 def _size_fact(nbytes: int, smallest: int) -> str:
@@ -191,17 +189,16 @@ def _curve_facts(plan: Plan, curve: Curve | None) -> list[str]:
 
 
 def _foreign(name: str, entries: Entries) -> FileReport:
-    ranks = {rank: kind for kind, rank in LAYER_KINDS.items()}
     prefix = model_prefix(key for key, info in entries.items() if info.dtype in FLOAT8_DTYPES)
     layers = {
         key: info
         for key, info in entries.items()
-        if key.startswith(prefix) and key.endswith(WEIGHT) and len(info.shape) in ranks
+        if key.startswith(prefix) and key.endswith(WEIGHT) and len(info.shape) in KINDS_BY_RANK
     }
     rows = tuple(
         Row(
             key[len(prefix) : -len(WEIGHT)],
-            ranks[len(info.shape)],
+            KINDS_BY_RANK[len(info.shape)],
             QUANTIZE if info.dtype in FLOAT8_DTYPES else KEEP,
             DTYPE_NAMES[info.dtype],
             info.nbytes,

@@ -107,11 +107,6 @@ def declared_plan(metadata: Mapping[str, str], file_name: str) -> Plan | None:
     text = metadata.get(PLAN_KEY)
     if text is None:
         return None
-    return plan_record(text, file_name)
-
-
-def plan_record(text: str, file_name: str) -> Plan:
-    """The entry ``hswq_plan``, or what ``plan.json`` holds; FileError if no conversion makes such a plan."""
     try:
         plan = Plan.from_json(text)
         for layer in plan.layers:

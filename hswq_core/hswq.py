@@ -19,6 +19,7 @@ from .search import search_amax
 from .session import Session
 
 METHOD = "hswq"
+DEFAULT_KEEP_RATIO = 0.25
 
 
 def check_keep_ratio(keep_ratio: float) -> float:

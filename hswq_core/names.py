@@ -44,7 +44,7 @@ def check_name(name: str, what: str) -> str:
         name: what the user typed.
         what: the input's name, for the message.
     """
-    if len(name) > MAX_LENGTH or len(name.encode(errors="replace")) > MAX_BYTES or not _plain(name):
+    if _is_long(name) or not _plain(name):
         raise SettingError(
             what,
             got=repr(name[: MAX_LENGTH + 20]),
@@ -53,6 +53,10 @@ def check_name(name: str, what: str) -> str:
             remedy="Use letters, digits, - and _, for example session_01.",
         )
     return name
+
+
+def _is_long(name: str) -> bool:
+    return len(name) > MAX_LENGTH or len(name.encode(errors="replace")) > MAX_BYTES
 
 
 def _plain(name: str) -> bool:
@@ -88,7 +92,7 @@ def free_name(name: str, taken: Callable[[str], bool]) -> str:
     while free == name or taken(free):
         number += 1
         tail = f"_{number:0{len(digits)}}"
-        while len(base + tail) > MAX_LENGTH or len((base + tail).encode(errors="replace")) > MAX_BYTES:
+        while _is_long(base + tail):
             base = base[:-1]
         free = base + tail
     return free

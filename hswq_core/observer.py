@@ -17,6 +17,7 @@ from .errors import LayerError
 # Module kinds that are observed and quantized -> weight rank. By type name: ComfyUI's mixed-precision
 # Linear is no subclass of torch.nn.Linear.
 LAYER_KINDS = {"Linear": 2, "Conv2d": 4}
+KINDS_BY_RANK = {rank: kind for kind, rank in LAYER_KINDS.items()}
 # Longest row of one float32 norm; of a constant, longer ones drift by more than 1e-5.
 NORM_ROW = 4096
 

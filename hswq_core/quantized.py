@@ -18,8 +18,9 @@ from .metrics import sqnr_db
 from .plan import QUANTIZE
 
 WEIGHT = "weight"
-# After "X.": ours and stock, legacy stock, V2, V2 of the original project.
-SCALE_SUFFIXES = ("weight_scale", "scale_weight", "scale", "weight.scale")
+# After "X.": ours and stock, legacy stock; and V2's, the original project's too, which ComfyUI's loaders do not read.
+STOCK_SCALES, V2_SCALES = ("weight_scale", "scale_weight"), ("scale", "weight.scale")
+SCALE_SUFFIXES = (*STOCK_SCALES, *V2_SCALES)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def parse_session(data: dict[str, Any], path: Path) -> Session:
         return _session(checked(data.get("meta"), dict), checked(data.get("layers"), dict))
     except KeyError as error:
         raise damaged(path, f"no {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise damaged(path, str(error)) from error
 
 

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .convergence import KEEP_RATIO, Distance, KeptCalls, Verdict, distances, never_quantized, verdict
-from .hswq import keep_by_sensitivity
+from .convergence import Distance, KeptCalls, Verdict, distances, never_quantized, verdict, would_keep
+from .hswq import DEFAULT_KEEP_RATIO
 from .plan import KEEP, QUANTIZE, SKIP
 from .reporting import Row, markdown
 from .session import Session, load_session
@@ -41,7 +41,7 @@ class SessionReport:
     def markdown(self) -> str:
         """Facts and a table of layers, the most sensitive first."""
         verdicts = [f"hswq: {self.statistics.text}", *([f"model_aware: {self.calls.text}"] if self.calls else [])]
-        columns = ("layer", "kind", f"hswq at {KEEP_RATIO:g}", "why", "sensitivity", "mean input")
+        columns = ("layer", "kind", f"hswq at {DEFAULT_KEEP_RATIO:g}", "why", "sensitivity", "mean input")
         ranked = sorted(self.rows, key=lambda row: -(row.measure or 0.0))
         cells = [(r.name, r.kind, WOULD[r.action], r.reason, r.measure, r.level) for r in ranked]
         return markdown(self.name, [*verdicts, *self.facts], columns, cells)
@@ -79,7 +79,7 @@ def _kept_calls(path: Path, session: Session) -> KeptCalls:
 
 def _rows(session: Session, excluded: dict[str, str]) -> tuple[Row, ...]:
     sensitivity = {name: stats.sensitivity for name, stats in session.layers.items()}
-    kept = keep_by_sensitivity({name: s for name, s in sensitivity.items() if name not in excluded}, KEEP_RATIO)
+    kept = would_keep(sensitivity, excluded)
     rows = []
     for name, stats in session.layers.items():
         action = SKIP if name in excluded else KEEP if name in kept else QUANTIZE
@@ -105,4 +105,4 @@ def _day(seconds: float) -> str:
 
 def _keep_facts(rows: tuple[Row, ...]) -> list[str]:
     counts = {action: sum(row.action == action for row in rows) for action in WOULD}
-    return [f"hswq at {KEEP_RATIO:g}: " + ", ".join(f"{n} {WOULD[action]}" for action, n in counts.items())]
+    return [f"hswq at {DEFAULT_KEEP_RATIO:g}: " + ", ".join(f"{n} {WOULD[action]}" for action, n in counts.items())]

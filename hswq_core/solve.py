@@ -80,12 +80,8 @@ def solve(
     Raises:
         LayerError: a weight with NaN or infinity.
     """
-    require_finite(layer, w)
-    w, grid = w.to(torch.float32), encoding.grid
-    scale = encoding.scale(w, layer.kind)
-    # In units of the scale: rows of a weight do not know of each other, so that each may have its own.
-    unit = torch.ones((), device=w.device) if scale is None else scale
-    scaled = w / unit
+    grid = encoding.grid
+    w, scale, unit, scaled = _scaled(layer, w, encoding)
     signal = max(held.error(w), torch.finfo(torch.float32).tiny)
     damping = max(DAMPING, DAMPING_PER_COLUMN * len(fit.gram) / fit.rows)
     nearest = grid.nearest(scaled)
@@ -106,14 +102,25 @@ def unsolved(layer: Layer, w: torch.Tensor, encoding: Encoding) -> Solution:
     Raises:
         LayerError: a weight with NaN or infinity.
     """
-    require_finite(layer, w)
-    w, grid = w.to(torch.float32), encoding.grid
-    scale = encoding.scale(w, layer.kind)
-    unit = torch.ones((), device=w.device) if scale is None else scale
-    nearest = grid.nearest(w / unit)
+    w, scale, unit, scaled = _scaled(layer, w, encoding)
+    nearest = encoding.grid.nearest(scaled)
     signal = max(float(w.square().sum(dtype=torch.float64)), torch.finfo(torch.float32).tiny)
     error = float((nearest * unit - w).square().sum(dtype=torch.float64)) / signal
-    return Solution(grid.cast(nearest), scale, UNSOLVED, None, error, error)
+    return Solution(encoding.grid.cast(nearest), scale, UNSOLVED, None, error, error)
+
+
+def _scaled(
+    layer: Layer, w: torch.Tensor, encoding: Encoding
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """The weight in float32, its scale (None: it gets none), the unit it is rounded in, and the weight in that unit.
+
+    In units of the scale: rows of a weight do not know of each other, so that each may have its own.
+    """
+    require_finite(layer, w)
+    w = w.to(torch.float32)
+    scale = encoding.scale(w, layer.kind)
+    unit = torch.ones((), device=w.device) if scale is None else scale
+    return w, scale, unit, w / unit
 
 
 def bias_correction(delta: torch.Tensor, fit: Moments, held: Moments | Rows) -> torch.Tensor | None:

@@ -9,7 +9,7 @@ import comfy.model_management
 from comfy.patcher_extension import WrappersMP
 
 from ..hswq_core import SessionError
-from ..hswq_core.split import ENOUGH_PROMPTS
+from ..hswq_core.split import ENOUGH_PROMPTS, count_prompts
 from ..hswq_core.states import State
 from .calibrate import wrapper_key
 
@@ -50,7 +50,7 @@ def merged_notes(model: Any) -> list[str]:
 
 def prompts_notes(states: list[State]) -> list[str]:
     """For the report of model_aware: a session of few prompts."""
-    prompts = len({state.prompt for state in states})
+    prompts = count_prompts(states)
     if prompts >= ENOUGH_PROMPTS:
         return []
     count = "one prompt" if prompts == 1 else f"{prompts} prompts"

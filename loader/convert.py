@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-from filelock import FileLock, Timeout
 
 from ..hswq_core import (
     Conversion,
@@ -26,11 +25,12 @@ from ..hswq_core.atomic import require_space
 from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT, Budget
 from ..hswq_core.encoding import Encoding
 from ..hswq_core.formats import TENSOR
-from ..hswq_core.hswq import check_keep_ratio
+from ..hswq_core.hswq import DEFAULT_KEEP_RATIO, check_keep_ratio
 from ..hswq_core.solve import Solution
 from .advice import ON_CPU, merged_notes, prompts_notes, runs_on_cpu
 from .job import Job
 from .model_aware import plan_model_aware
+from .store import locked
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Request:
     file_format: str
     method: str = "model_aware"
     extra_percent: float = DEFAULT_EXTRA_PERCENT
-    keep_ratio: float = 0.25
+    keep_ratio: float = DEFAULT_KEEP_RATIO
     filename_prefix: str = ""
     target_mb: float = 0.0
     scale_per: str = TENSOR
@@ -158,29 +158,16 @@ def convert_model(model: Any, clip: Any, vae: Any, request: Request, progress: P
 @contextmanager
 def _work(folder: Path) -> Iterator[None]:
     """What is in the folder survives an error or a crash, to go on from; Cancel and success remove it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    busy = SessionError(
+        f"Session {folder.stem}",
+        got="another conversion of it under way",
+        expected="one at a time",
+        remedy="Wait until it is done, then convert again.",
+    )
+    with locked(folder, 0, busy):
         try:
             yield
         except comfy.model_management.InterruptProcessingException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    lock = FileLock(f"{folder}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise SessionError(
-            f"Session {folder.stem}",
-            got="another conversion of it under way",
-            expected="one at a time",
-            remedy="Wait until it is done, then convert again.",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -8,35 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 
 from ..hswq_core import FLOAT8_DTYPES, FileError
-from ..hswq_core.checkpoint import TensorInfo, read_header
+from ..hswq_core.checkpoint import read_header
+from ..hswq_core.quantized import V2_SCALES, WEIGHT
+from .opening import Stamp
 
 log = logging.getLogger(__name__)
 
-WEIGHT = ".weight"
-# Scales under names that ComfyUI's loaders do not read: this pack's and the original project's, see ``layers``.
-ONLY_OURS = (".scale", ".weight.scale")
 # Stock loader -> (its input, model folder, the loader to take instead).
 STOCK = {
     "CheckpointLoaderSimple": ("ckpt_name", "checkpoints", "HSWQ Loader"),
     "UNETLoader": ("unet_name", "diffusion_models", "HSWQ Diffusion Model Loader"),
 }
-
-
-def only_ours(entries: Mapping[str, TensorInfo]) -> bool:
-    """Whether an FP8 weight has its scale where stock loaders do not look."""
-    weights = (key[: -len(WEIGHT)] for key, info in entries.items() if key.endswith(WEIGHT) and is_float8(info))
-    return any(f"{stem}{suffix}" in entries for stem in weights for suffix in ONLY_OURS)
-
-
-def is_float8(info: TensorInfo) -> bool:
-    """Whether a tensor is stored in a float8 type."""
-    return info.dtype in FLOAT8_DTYPES
+# Answers kept: each run asks anew, of files that hardly ever change.
+CACHED = 256
 
 
 def warnings(prompt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -57,9 +48,17 @@ def _misread(folder: str, name: str) -> bool:
     if path is None or Path(path).suffix != ".safetensors":
         return False
     try:
-        return only_ours(read_header(Path(path))[1])
+        return _only_ours(Path(path), Stamp.of(Path(path)))
     except FileError:
         return False  # the loader itself says what is wrong with the file
+
+
+@lru_cache(maxsize=CACHED)
+def _only_ours(path: Path, _stamp: Stamp) -> bool:
+    """Whether an FP8 weight of the file that has this stamp has its scale where stock loaders do not look."""
+    entries = read_header(path)[1]
+    codes = (key for key, info in entries.items() if key.endswith(f".{WEIGHT}") and info.dtype in FLOAT8_DTYPES)
+    return any(f"{key[: -len(WEIGHT)]}{suffix}" in entries for key in codes for suffix in V2_SCALES)
 
 
 def watcher(show: Callable[[str, str], None]) -> Callable[[dict[str, Any]], dict[str, Any]]:

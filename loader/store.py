@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import folder_paths
@@ -55,25 +55,37 @@ def new_session(info: ModelInfo) -> Session:
     return Session(info.family.name, info.fingerprint, {name: copy.copy(stats) for name, stats in info.empty.items()})
 
 
+def alone(session: Path, patience: float = PATIENCE) -> AbstractContextManager[None]:
+    """Load, merge and save as one step for all processes that write the same session."""
+    busy = SessionError(
+        f"Session {session.stem}",
+        got=f"another process that has been saving it for {patience:g} s",
+        expected="a second or two",
+        remedy="End the ComfyUI that hangs, or choose another session name.",
+    )
+    return locked(session, patience, busy)
+
+
 @contextmanager
-def alone(session: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Load, merge and save as one step for all processes that write the same session.
+def locked(path: Path, patience: float, busy: SessionError) -> Iterator[None]:
+    """Hold the lock beside ``path``, which may be anything's name; raises ``busy`` if another has it for so long.
 
     The system takes the lock away with the process that holds it, however that ends; the lock's file says nothing.
+
+    Args:
+        patience: seconds to wait.
+
+    Raises:
+        FileError: the lock's file cannot be made.
     """
-    lock = FileLock(f"{session}.lock", timeout=patience)
+    lock = FileLock(f"{path}.lock", timeout=patience)
     try:
-        session.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise SessionError(
-            f"Session {session.stem}",
-            got=f"another process that has been saving it for {patience:g} s",
-            expected="a second or two",
-            remedy="End the ComfyUI that hangs, or choose another session name.",
-        ) from error
+        raise busy from error
     except OSError as error:
-        raise unwritable(session, error) from error
+        raise unwritable(path, error) from error
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from ..hswq_core import FORMATS, HSWQError
 from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT
 from ..hswq_core.encoding import MOST_LOSS_DB
 from ..hswq_core.formats import GRANULARITIES, TENSOR
+from ..hswq_core.hswq import DEFAULT_KEEP_RATIO
 from ..loader.convert import METHODS, Request, convert_model
 from .calibration import DEFAULT_SESSION
 from .status import check_session_name, node_progress, session_stamps, show_text
@@ -60,7 +61,7 @@ class HSWQConverter(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "keep_ratio",
-                    default=0.25,
+                    default=DEFAULT_KEEP_RATIO,
                     min=0.0,
                     max=1.0,
                     step=0.01,

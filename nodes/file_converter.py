@@ -8,12 +8,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hswq_core import FORMATS, HSWQError
-from ..hswq_core.file_convert import DEFAULT_KEEP_RATIO, METHODS, NEAREST
+from ..hswq_core.file_convert import METHODS, NEAREST
+from ..hswq_core.hswq import DEFAULT_KEEP_RATIO
 from ..hswq_core.presets import AUTO, PRESETS
 from ..loader.file import convert_listed, listed_files, listed_path
 from ..loader.opening import Stamp
-from ..loader.store import path_of
-from .status import check_session_name, node_progress, show_text
+from .status import check_session_name, node_progress, session_stamps, show_text
 
 
 class HSWQFileConverter(io.ComfyNode):
@@ -95,8 +95,8 @@ class HSWQFileConverter(io.ComfyNode):
     def fingerprint_inputs(cls, file: str | None, session: str | None = "", **_: Any) -> tuple[Any, ...]:
         """Convert again whenever the file was replaced or the session has grown, though no widget changed."""
         try:
-            paths = [listed_path(file or ""), *([path_of(session)] if session else [])]
-            return tuple(astuple(Stamp.of(path)) for path in paths)
+            own = astuple(Stamp.of(listed_path(file or "")))
+            return (own, *(() if session == "" else session_stamps(session)))
         except (HSWQError, OSError):
             return ()  # executing says what is wrong
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from hswq.hswq_core import HSWQError, SettingError
 from hswq.hswq_core.formats import marker_record
-from hswq.hswq_core.header import HEADER_KEY, PLAN_KEY, declared_format, plan_record
+from hswq.hswq_core.header import HEADER_KEY, PLAN_KEY, declared_format, declared_plan
 from hswq.hswq_core.names import output_path, session_path
 from hswq.hswq_core.predecessor import import_predecessor, is_predecessor
 from hswq.hswq_core.quantized import QuantizedFile, compare, findings
@@ -75,8 +75,7 @@ def read_states(path: Path) -> object:
 def read_checkpoint(path: Path) -> list[str]:
     """As the command line inspects, verifies and compares it; what these say."""
     file = QuantizedFile(path)
-    plan = file.source.metadata.get(PLAN_KEY)
-    readers = (lambda _: list(compare(file, file)), lambda _: plan is None or plan_record(plan, path.name))
+    readers = (lambda _: list(compare(file, file)), lambda _: declared_plan(file.source.metadata, path.name))
     refused = [text for read in readers if (text := refusal(path, read))]
     return [*refused, *findings(path)]
 
@@ -114,7 +113,7 @@ def _asked(header: bytes) -> int:
 def _json(data: bytes, folder: Path) -> None:
     text = data.decode(errors="replace")
     refusal(folder / NAME, lambda path: declared_format({HEADER_KEY: text}, path.name))
-    refusal(folder / NAME, lambda path: plan_record(text, path.name))
+    refusal(folder / NAME, lambda path: declared_plan({PLAN_KEY: text}, path.name))
     try:
         marker_record(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0))
     except ValueError:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..checkpoint import read_header
 from ..errors import FileError
-from ..header import PLAN_KEY, plan_record
+from ..header import declared_plan
 from ..quantized import QuantizedFile, findings
 from ..quantized import compare as differences
 from ..session import Session, load_session
@@ -95,8 +95,8 @@ def _file_rows(path: Path) -> tuple[str, list[Row]]:
     metadata, entries = read_header(path)
     size = sum(info.nbytes for info in entries.values())
     summary = f"{path.name}: {len(entries)} tensors, {size:,} bytes"
-    if PLAN_KEY in metadata:
-        plan = plan_record(metadata[PLAN_KEY], path.name)
+    plan = declared_plan(metadata, path.name)
+    if plan is not None:
         summary += f"; format {plan.file_format}, method {plan.method}, budget {plan.budget}, family {plan.family}"
         summary += f"; {plan.counts()}"
         columns = ("name", "kind", "action", "reason", "amax", "sqnr_db", "change")

@@ -10,8 +10,9 @@ from glob import glob
 from pathlib import Path
 
 from ..errors import HSWQError
-from ..file_convert import DEFAULT_KEEP_RATIO, HSWQ, METHODS
+from ..file_convert import HSWQ, METHODS
 from ..formats import FORMATS
+from ..hswq import DEFAULT_KEEP_RATIO
 from ..learned import LearnedOptions
 from ..presets import AUTO, PRESETS
 from . import convert, look, merge
