@@ -25,7 +25,7 @@ from reference_models.sampling import BATCH, LATENT_SIZE
 from rig import tiny
 from rig.inprocess import load_model, sample
 
-SAVE_EVERY = 50  # the node's default
+SAVE_EVERY, MEASURE_EVERY = 50, 3  # the node's defaults
 Seconds = tuple[float, float]  # of the clock, of the processor
 
 
@@ -36,18 +36,25 @@ def main() -> None:
     asked.add_argument("--steps", type=int, default=20)
     asked.add_argument("--size", type=int, default=LATENT_SIZE, help="side of the latent")
     asked.add_argument("--batch", type=int, default=BATCH)
+    asked.add_argument("--measure-every", type=int, nargs="+", default=[MEASURE_EVERY], help="a row for each")
     asked.add_argument("--whole", choices=sorted(tiny.KINDS), help="measure this model's session instead")
     options = begun(asked)
     if options.whole:
         print(whole_session(options.whole))
         return
-    print("| model | time / without | processor time / without | without, s | session's file, kB | in memory, kB |")
-    print("|---|--:|--:|--:|--:|--:|")
+    print(
+        "| model | calls measured | time / without | processor time / without | without, s | file, kB | in memory, kB |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|")
     for name in options.models:
-        print(f"| {REFERENCES[name].layout} | {measured(REFERENCES[name], options)} |", flush=True)
+        for every in options.measure_every:
+            print(
+                f"| {REFERENCES[name].layout} | 1 in {every} | {measured(REFERENCES[name], options, every)} |",
+                flush=True,
+            )
 
 
-def measured(reference: Reference, options: argparse.Namespace) -> str:
+def measured(reference: Reference, options: argparse.Namespace, every: int) -> str:
     """The cells of a row."""
     from hswq.hswq_core import load_session
     from hswq.loader.calibrate import calibrated
@@ -55,7 +62,7 @@ def measured(reference: Reference, options: argparse.Namespace) -> str:
     with TemporaryDirectory() as folder, torch.inference_mode():
         path = Path(folder) / "bench.pt"
         plain = load_model(reference.file)
-        models = [plain, calibrated(plain, path, SAVE_EVERY, lambda _line: None)]
+        models = [plain, calibrated(plain, path, SAVE_EVERY, lambda _line: None, measure_every=every)]
         pairs = [_pair(models, reference, options, number) for number in range(options.pairs + 1)][1:]  # one warms up
         ratios = [median(watched[i] / alone[i] for alone, watched in pairs) for i in (0, 1)]
         seconds = median(alone[0] for alone, _ in pairs)

@@ -128,6 +128,8 @@ class Shots:
         for entry in workflow["nodes"]:
             wide, high = SIZES.get(entry["type"], (0, 0))
             entry["size"] = [max(entry["size"][0], wide), max(entry["size"][1], high)]
+            # After the run the seeds must still be those it was drawn with.
+            entry["widgets_values"] = ["fixed" if v == "randomize" else v for v in entry.get("widgets_values") or []]
         place(*_keyed(workflow["nodes"], columns))
         self.page.load(workflow)
         self.page.fit()

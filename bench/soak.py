@@ -116,7 +116,8 @@ def prompt(model: str, seed: int) -> Prompt:
     """A run without decoding: sampling is what is soaked."""
     graph = prompts.flux(model, "", seed=seed, steps=STEPS)
     graph = prompts.insert(graph, "witness", prompts.node("RigWitness", model=["model", 0], name="witness"))
-    calibration = prompts.node("HSWQCalibration", model=["witness", 0], session=SESSION, save_every=50)
+    settings = {"session": SESSION, "save_every": 50, "measure_every": 1}
+    calibration = prompts.node("HSWQCalibration", model=["witness", 0], **settings)
     graph = prompts.insert(graph, "calibration", calibration, after="witness")
     for key in ("vae", "decode", "save"):
         del graph[key]

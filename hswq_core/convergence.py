@@ -154,8 +154,8 @@ class KeptCalls:
     def verdict(self) -> Verdict:
         """Whether they are enough for method model_aware.
 
-        On the reference models one picture was worth 49.7, 53.3 and 53.6 dB at +3 %, 32 pictures with 32 calls kept
-        50.2, 55.2 and 56.5, with 128 calls kept 52.1, 56.9 and 57.4.
+        On the reference models one picture was worth 49.9, 54.7 and 54.8 dB at +3 %, 32 pictures with 32 calls kept
+        50.2, 55.2 and 56.5, with 128 calls kept 52.1, 56.9 and 57.4, with 512 kept 53.0, 57.3 and 57.4.
         """
         told = f"{_some(self.calls, 'call')} of {_some(self.prompts, 'prompt')} kept"
         if not self.calls:

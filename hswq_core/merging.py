@@ -12,7 +12,7 @@ import torch
 from .errors import SessionError, SettingError
 from .names import free_name
 from .session import Session, load_session, save_session
-from .states import DEFAULT_STATES, MAX_STATES, Sample
+from .states import AUTO, MAX_STATES, Sample
 from .states_file import load_states, save_states, states_path
 
 
@@ -169,6 +169,7 @@ def _cut(sample: Sample, parts: Sequence[Part]) -> Sample:
     """
     sizes = [part.states or 0 for part in parts]
     whole = all(size >= part.calls for size, part in zip(sizes, parts, strict=True))
-    cut = Sample(max(*sizes, DEFAULT_STATES if whole else 0))
-    cut.merge(sample)
-    return cut
+    cuts = [Sample(max(sizes)), *([Sample(AUTO)] if whole else [])]
+    for cut in cuts:
+        cut.merge(sample)
+    return max(cuts, key=lambda cut: len(cut.states))

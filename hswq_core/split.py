@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import SessionError
-from .states import DEFAULT_STATES, State
+from .states import AUTO, DEFAULT_STATES, State
 
 LEAST_STATES = 4
 # The rest is to verify by.
@@ -39,7 +39,7 @@ def split_states(states: list[State]) -> Split:
             "States of the session",
             got=f"{len(states)} model calls",
             expected=f"at least {LEAST_STATES}, better {DEFAULT_STATES}",
-            remedy=f"Generate once more with the Calibration node, its states at {DEFAULT_STATES}, or choose hswq.",
+            remedy=f"Generate once more with the Calibration node, its states at {AUTO}, or choose hswq.",
         )
     decide = max(1, round(DECIDE_SHARE * len(states)))
     fit = min(max(2, round(FIT_SHARE * len(states))), len(states) - decide - 1)

@@ -19,7 +19,8 @@ from comfy.patcher_extension import WrappersMP
 
 from ..hswq_core import SettingError
 from ..hswq_core.atomic import require_writable
-from ..hswq_core.states import DEFAULT_STATES, SCHEDULE, Sample, capture
+from ..hswq_core.states import AUTO, SCHEDULE, Sample, capture
+from ..hswq_core.thinning import is_measured
 from .model import inspect_model, layer_modules
 from .record import HookSet, Recorder
 from .store import PATIENCE, PATIENCE_WITHIN_A_RUN, add_states
@@ -39,13 +40,17 @@ class Calibrator:
     Args:
         record: of the session and the model the node got.
         save_every: model calls between saves within a run; the end of a run always saves.
+        measure_every: one model call in so many is measured, see ``thinning``; all are offered to the sample.
         sample: empty, for the model calls to keep.
         report: told one line when a run begins, once a second while it lasts, and after each save.
     """
 
-    def __init__(self, record: Recorder, save_every: int, sample: Sample, report: Callable[[str], None]) -> None:
-        self.save_every, self.report = save_every, report
+    def __init__(
+        self, record: Recorder, save_every: int, measure_every: int, sample: Sample, report: Callable[[str], None]
+    ) -> None:
+        self.save_every, self.measure_every, self.report = save_every, measure_every, report
         self._record, self._sample = record, sample
+        self._done = record.calls
         self._reported = 0.0
         self._hooks: dict[int, HookSet] = {}
         self._lock = threading.RLock()
@@ -77,6 +82,7 @@ class Calibrator:
             if id(diffusion_model) not in self._hooks:
                 self._hooks[id(diffusion_model)] = HookSet(layer_modules(diffusion_model))
             hooks = self._hooks[id(diffusion_model)]
+            hooks.watching = is_measured(self._done + self._in_flight, self.measure_every)
             self._in_flight += 1
         completed = False
         try:
@@ -97,6 +103,7 @@ class Calibrator:
             self._sample.offer(partial(capture, arguments, row, whole=frozenset(_OPTIONS)))
 
     def _close_call(self, completed: bool) -> None:
+        self._done += completed
         self._record.part.calls += completed
         self._calls_since_save += completed
         self._calls_in_run += completed
@@ -170,9 +177,18 @@ def refuse_compiled(patcher: Any) -> None:
 
 
 def calibrated(
-    model: Any, path: Path, save_every: int, report: Callable[[str], None], states: int = DEFAULT_STATES
+    model: Any,
+    path: Path,
+    save_every: int,
+    report: Callable[[str], None],
+    states: int = AUTO,
+    measure_every: int = 1,
 ) -> Any:
-    """A clone of ``model`` whose sampling runs are recorded in the session at ``path``, with ``states`` model calls.
+    """A clone of ``model`` whose sampling runs are recorded in the session at ``path``.
+
+    Args:
+        save_every, report, measure_every: see ``Calibrator``.
+        states: model calls to keep, see ``Sample``.
 
     Raises:
         HSWQError: compiled or quantized model, a session of another model, an unwritable folder.
@@ -183,7 +199,7 @@ def calibrated(
     record = Recorder(path, info)
     # The same runs keep the same calls: which ones is random, but not by the clock.
     rng = random.Random(f"{path.stem} {record.calls}")  # noqa: S311 - a sample, no secret
-    calibrator = Calibrator(record, save_every, Sample(states, rng=rng), report)
+    calibrator = Calibrator(record, save_every, measure_every, Sample(states, rng=rng), report)
     clone = model.clone()
     key = wrapper_key(path)  # two nodes of one session in series record once, of two sessions both record
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)

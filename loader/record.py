@@ -19,9 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class HookSet:
-    """Hooks on layers, {name: module}, feeding one observer a layer."""
+    """Hooks on layers, {name: module}, feeding one observer a layer.
+
+    Attributes:
+        watching: whether they do; a call that is not measured passes them by.
+    """
 
     def __init__(self, modules: Mapping[str, torch.nn.Module]) -> None:
+        self.watching = True
         self.observers: dict[str, LayerObserver] = {}
         self._last = LastInput()
         self._handles: list[Any] = []
@@ -30,8 +35,8 @@ class HookSet:
             observer = LayerObserver(name, kind, shape, input_channels(module), self._last)
             self.observers[name] = observer
             # Inputs before the forward: ComfyUI's FP8 matmul clamps its input in place.
-            self._handles.append(module.register_forward_pre_hook(_input_hook(observer)))
-            self._handles.append(module.register_forward_hook(_output_hook(observer)))
+            self._handles.append(module.register_forward_pre_hook(self._input_hook(observer)))
+            self._handles.append(module.register_forward_hook(self._output_hook(observer)))
 
     def end_call(self) -> None:
         """Keep no activation alive between calls."""
@@ -43,19 +48,19 @@ class HookSet:
         while self._handles:
             self._handles.pop().remove()
 
+    def _input_hook(self, observer: LayerObserver) -> Callable[[Any, tuple[Any, ...]], None]:
+        def hook(_module: Any, args: tuple[Any, ...]) -> None:
+            if self.watching:
+                observer.see_input(args[0])
 
-def _input_hook(observer: LayerObserver) -> Callable[[Any, tuple[Any, ...]], None]:
-    def hook(_module: Any, args: tuple[Any, ...]) -> None:
-        observer.see_input(args[0])
+        return hook
 
-    return hook
+    def _output_hook(self, observer: LayerObserver) -> Callable[[Any, Any, Any], None]:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            if self.watching:
+                observer.see_output(output)
 
-
-def _output_hook(observer: LayerObserver) -> Callable[[Any, Any, Any], None]:
-    def hook(_module: Any, _args: Any, output: Any) -> None:
-        observer.see_output(output)
-
-    return hook
+        return hook
 
 
 class Recorder:

@@ -7,13 +7,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hswq_core.states import DEFAULT_STATES
+from ..hswq_core.states import AUTO
 from ..loader.calibrate import calibrated
 from ..loader.calibrate_text import calibrated_clip
 from ..loader.store import path_of
 from .status import check_session_name, show_text
 
 DEFAULT_SESSION = "session_01"
+MEASURE_EVERY = 3
 
 
 class HSWQCalibration(io.ComfyNode):
@@ -46,13 +47,23 @@ class HSWQCalibration(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "states",
-                    default=DEFAULT_STATES,
-                    min=0,
+                    default=AUTO,
+                    min=AUTO,
                     max=1024,
                     optional=True,
                     advanced=True,
                     tooltip="Model calls kept beside the statistics, a random sample of all runs. The converter runs "
-                    "the model on them again. 0: none.",
+                    "the model on them again. -1: 128 of pictures of 1024 x 1024, up to 512 of smaller ones. 0: none.",
+                ),
+                io.Int.Input(
+                    "measure_every",
+                    default=MEASURE_EVERY,
+                    min=1,
+                    max=100,
+                    optional=True,
+                    advanced=True,
+                    tooltip="One model call in so many is measured, spread evenly over steps and pictures. 1: every "
+                    "call, which slows drawing down by a quarter and changes hardly anything.",
                 ),
                 io.Clip.Input(
                     "clip",
@@ -80,9 +91,15 @@ class HSWQCalibration(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, session: str, save_every: int, states: int = DEFAULT_STATES, clip: Any = None
+        cls,
+        model: Any,
+        session: str,
+        save_every: int,
+        states: int = AUTO,
+        measure_every: int = MEASURE_EVERY,
+        clip: Any = None,
     ) -> io.NodeOutput:
         """Wrap a clone of the model, and of the text encoder."""
         report, path = partial(show_text, node_id=cls.hidden.unique_id), path_of(session)
         encoder = None if clip is None else calibrated_clip(clip, path, report)
-        return io.NodeOutput(calibrated(model, path, save_every, report, states), encoder)
+        return io.NodeOutput(calibrated(model, path, save_every, report, states, measure_every), encoder)

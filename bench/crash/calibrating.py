@@ -42,7 +42,7 @@ class Calibrating:
         from hswq.nodes.calibration import HSWQCalibration
 
         node = HSWQCalibration.PREPARE_CLASS_CLONE(None)
-        watched = node.execute(self.model, session, SAVE_EVERY, STATES).args[0].clone()
+        watched = node.execute(self.model, session, SAVE_EVERY, STATES, 1).args[0].clone()
         watched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", self._count)  # within the node's own wrapper
         for number in range(RUNS):
             sample(watched, steps=STEPS, cfg=1.0, seed=seed + number, prompt=seed + number)

@@ -48,12 +48,14 @@ class Subject:
         from hswq.hswq_core.states_file import states_path
         from hswq.loader.calibrate import calibrated
         from hswq.loader.store import path_of
+        from hswq.nodes.calibration import MEASURE_EVERY
 
         path = path_of(self.session)
         for old in (path, states_path(path)):
             old.unlink(missing_ok=True)
         prompts = calibration_prompts(pictures, calibration)
         with torch.inference_mode():
+            settings = {"measure_every": MEASURE_EVERY, **settings}
             watched = calibrated(self.model, path, SESSION_SAVE_EVERY, lambda _line: None, **settings)
         for start in range(0, len(prompts), BATCH):
             draw(watched, self.reference, prompts[start : start + BATCH])

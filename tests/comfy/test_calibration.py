@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from hswq.hswq_core import load_session
+from hswq.hswq_core.states_file import count_states, states_path
 from rig import flow, prompts, tiny
 from rig.client import Prompt
 from rig.server import ComfyServer
@@ -18,9 +19,10 @@ pytestmark = [pytest.mark.comfy, pytest.mark.compat]
 STEPS = 2
 
 
-def calibrated(models, session: str, **sampler) -> Prompt:
+def calibrated(models, session: str, settings: dict[str, int] | None = None, **sampler) -> Prompt:
     plain = prompts.flux(models.flux(), models.taef(), **sampler)
-    calibration = prompts.node("HSWQCalibration", model=["model", 0], session=session, save_every=50)
+    settings = {"save_every": 50, **(settings or {})}
+    calibration = prompts.node("HSWQCalibration", model=["model", 0], session=session, **settings)
     return prompts.insert(plain, "calibration", calibration)
 
 
@@ -51,6 +53,30 @@ def test_the_latent_is_bit_identical_with_and_without_calibration(server, models
     assert calls(server, "identical") == 4
     assert plain.std() > 0
     assert torch.equal(plain, observed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "measured"),
+    [
+        ({"measure_every": 1}, (8, 16)),
+        # Of the calls 0, 2, 5, 7, then 10, 13 and 15.
+        ({"measure_every": 3}, (4, 7)),
+        ({}, (4, 7)),
+        ({"measure_every": 100}, (1, 1)),
+    ],
+    ids=["every call", "one in three", "default", "one in a hundred"],
+)
+def test_one_call_in_so_many_is_measured_and_all_are_counted_and_offered(server, models, settings, measured):
+    name = f"measures_{settings.get('measure_every', 'default')}"
+    plain = latent(server, prompts.flux(models.flux(), models.taef(), seed=1, steps=8))
+    for run, expected in enumerate(measured, 1):
+        prompt = calibrated(models, name, settings, seed=run, steps=8)
+        assert torch.equal(latent(server, prompt), plain) == (run == 1)
+        server.client.free()  # the second run has a new node, which goes on where the session stopped
+        session = load_session(server.output / "hswq_stats" / f"{name}.pt")
+        assert (session.calls, session.images) == (8 * run, run)
+        assert {(s.in_calls, s.out_calls) for s in session.layers.values()} == {(expected, expected)}
+        assert count_states(states_path(server.output / "hswq_stats" / f"{name}.pt")) == 8 * run
 
 
 def test_sessions_add_up_over_queue_items_a_dropped_cache_and_a_restart(models):

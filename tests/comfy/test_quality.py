@@ -36,9 +36,9 @@ PINNED = {
     "hswq 0.25 v1": 46.93,
     "hswq 0.25 v2": 47.37,
     "hswq 0.25 comfy": 47.37,
-    "model_aware 3 v1": 54.25,
-    "model_aware 3 v2": 54.72,
-    "model_aware 3 comfy": 54.72,
+    "model_aware 3 v1": 53.69,
+    "model_aware 3 v2": 54.91,
+    "model_aware 3 comfy": 54.91,
     "int8 convrot": 56.98,
 }
 BY_NAME = {method.name: method for method in METHODS}

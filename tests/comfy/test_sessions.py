@@ -25,7 +25,9 @@ def folder(server) -> Path:
 
 def draw(server, models, session: str, seed: int, **settings: Any) -> Prompt:
     plain = prompts.flux(models.flux(), models.taef(), seed=seed)
-    calibration = prompts.node("HSWQCalibration", model=["model", 0], session=session, save_every=50, **settings)
+    calibration = prompts.node(
+        "HSWQCalibration", model=["model", 0], session=session, save_every=50, measure_every=1, **settings
+    )
     prompt = prompts.insert(plain, "calibration", calibration)
     server.client.run(prompt).check()
     return prompt

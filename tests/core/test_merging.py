@@ -17,7 +17,7 @@ from hswq.hswq_core import (
     save_session,
 )
 from hswq.hswq_core.merging import equal, merge_files, save_merged
-from hswq.hswq_core.states import DEFAULT_STATES, Sample, State
+from hswq.hswq_core.states import MOST_SMALL_STATES, Sample, State
 from hswq.hswq_core.states_file import load_states, save_states, states_path
 
 FINGERPRINT = Fingerprint(layout_hash({"fc": ("Linear", (6, 5))}), torch.linspace(1, 2, 4))
@@ -85,9 +85,9 @@ def test_a_sample_of_recorded_calls_stays_one(tmp_path):
 
 def test_never_more_recorded_calls_than_a_calibration_would_keep(tmp_path):
     many = [
-        save(tmp_path, n, range(at, at + 100), [(at + i) / 500 for i in range(100)]) for n, at in (("a", 0), ("b", 200))
+        save(tmp_path, n, range(at, at + 300), [(at + i) / 700 for i in range(300)]) for n, at in (("a", 0), ("b", 400))
     ]
-    assert len(merged_keys(tmp_path, *many)) == DEFAULT_STATES
+    assert len(merged_keys(tmp_path, *many)) == MOST_SMALL_STATES
 
 
 def test_a_session_without_recorded_calls_adds_its_statistics(tmp_path):

@@ -42,5 +42,5 @@ def test_a_prompt_is_its_conditioning_whatever_the_call():
 
 
 def test_too_few_states_are_an_error_with_a_remedy():
-    with pytest.raises(SessionError, match=r"got 3 model calls, expected at least 4.*states at 128"):
+    with pytest.raises(SessionError, match=r"got 3 model calls, expected at least 4.*states at -1"):
         split_states(session(1, 3))

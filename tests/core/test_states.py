@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from hswq.hswq_core import Fingerprint, SessionError, states
-from hswq.hswq_core.states import MAX_STATES, Sample, State, capture
+from hswq.hswq_core.states import AUTO, MAX_STATES, Sample, State, capture
 from hswq.hswq_core.states_file import HEADER_KEY, load_states, save_states
 from safetensors.torch import load_file, save_file
 
@@ -107,6 +107,50 @@ def test_a_part_knows_what_cannot_enter_the_whole():
     assert part.states
     assert all(key < 0.1 for key in keys(part))
     assert Sample(4, ceiling=0.1).ceiling == 0.1
+
+
+def picture(key: float, side: int) -> State:
+    """Of ``side`` x ``side`` latents; a sample holds equal ones once."""
+    return State(key, {"x": torch.zeros(1, 4, side, side), "sigma": torch.ones(1)}, {})
+
+
+@pytest.mark.parametrize(("side", "kept"), [(256, 128), (128, 128), (96, 227), (64, 512), (16, 512)])
+def test_of_small_pictures_more_are_kept(side, kept):
+    """128 of 128 x 128 latents have 2,097,152 positions: of 96 x 96, 227 have as many, of 64 x 64, 512."""
+    sample = _with(Sample(AUTO), *(picture(i / 600, side) for i in range(600)))
+    assert keys(sample) == [i / 600 for i in range(kept)]
+    assert sample.ceiling == min(kept, 511) / 600  # of a full one the last key
+
+
+def test_samples_of_pictures_of_two_sizes_merge_to_that_of_all():
+    sides = [random.Random(i).choice((32, 96, 160)) for i in range(600)]
+    everything = [picture(i / 600, side) for i, side in enumerate(sides)]
+    whole = _with(Sample(AUTO), *everything)
+    parts = [_with(Sample(AUTO), *everything[i::3]) for i in range(3)]
+    for part in parts[1:]:
+        parts[0].merge(part)
+    assert keys(parts[0]) == keys(whole)
+    assert 128 < len(whole.states) < 512
+
+
+@pytest.mark.parametrize("capacity", [3, AUTO])
+def test_the_size_of_a_sample_is_that_of_its_tensors_shared_ones_once(capacity):
+    sample, rng = Sample(capacity), random.Random(5)
+    for i in range(40):
+        like = torch.full((2, 3), float(i % 4))
+        made = State(rng.random(), {"x": torch.rand(1, 2, 5), "sigma": torch.ones(1), "a": like, "b": like}, {})
+        sample.add([made])
+        tensors = {id(t): t for kept in sample.states for t in kept.tensors.values()}
+        assert sample.nbytes == sum(t.nbytes for t in tensors.values())
+        assert sample.positions == 5 * len(sample.states)
+    assert len(sample.states) == (3 if capacity == 3 else 40)
+
+
+def test_a_picture_that_is_nan_is_not_kept():
+    arguments = call()
+    arguments["x"][1, 2, 3, 4] = torch.nan
+    assert capture(arguments, 1, 0.5) is None
+    assert capture(arguments, 0, 0.5) is not None
 
 
 def test_no_capacity_keeps_nothing():
