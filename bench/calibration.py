@@ -25,7 +25,7 @@ from reference_models.sampling import BATCH, LATENT_SIZE
 from rig import tiny
 from rig.inprocess import load_model, sample
 
-SAVE_EVERY, MEASURE_EVERY = 50, 3  # the node's defaults
+SAVE_EVERY = 50  # the node's default
 Seconds = tuple[float, float]  # of the clock, of the processor
 
 
@@ -36,22 +36,22 @@ def main() -> None:
     asked.add_argument("--steps", type=int, default=20)
     asked.add_argument("--size", type=int, default=LATENT_SIZE, help="side of the latent")
     asked.add_argument("--batch", type=int, default=BATCH)
-    asked.add_argument("--measure-every", type=int, nargs="+", default=[MEASURE_EVERY], help="a row for each")
+    asked.add_argument("--measure-every", type=int, nargs="+", help="a row for each; default: the node's")
     asked.add_argument("--whole", choices=sorted(tiny.KINDS), help="measure this model's session instead")
     options = begun(asked)
     if options.whole:
         print(whole_session(options.whole))
         return
+    from hswq.nodes.calibration import MEASURE_EVERY
+
     print(
         "| model | calls measured | time / without | processor time / without | without, s | file, kB | in memory, kB |"
     )
     print("|---|--:|--:|--:|--:|--:|--:|")
     for name in options.models:
-        for every in options.measure_every:
-            print(
-                f"| {REFERENCES[name].layout} | 1 in {every} | {measured(REFERENCES[name], options, every)} |",
-                flush=True,
-            )
+        for every in options.measure_every or [MEASURE_EVERY]:
+            cells = measured(REFERENCES[name], options, every)
+            print(f"| {REFERENCES[name].layout} | 1 in {every} | {cells} |", flush=True)
 
 
 def measured(reference: Reference, options: argparse.Namespace, every: int) -> str:

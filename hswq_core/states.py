@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .state_checks import Constant
 
 # Of pictures of 1024 x 1024 (128 x 128 latents). Smaller ones show each layer fewer rows, and more are kept of them: on
-# the reference models, of 16 x 16 latents, 512 gain up to 2 dB over 128, most without a scale.
+# the reference models, of 16 x 16 latents, 512 gain 0.5 dB over 128 on average of 48 files, -0.6 to 2.3.
 DEFAULT_STATES, PICTURE = 128, 128 * 128
 MOST_SMALL_STATES = 512
 AUTO = -1
@@ -57,8 +57,12 @@ class State:
     @property
     def prompt(self) -> str:
         """The same for all calls of one conditioning."""
-        own = sorted(set(self.tensors) - {"x", "sigma", SCHEDULE})
-        return " ".join(_digest(self.tensors[name]) for name in own)
+        return " ".join(_digest(tensor) for _, tensor in sorted(self.conditioning.items()))
+
+    @property
+    def conditioning(self) -> dict[str, torch.Tensor]:
+        """The tensors that are neither the picture nor the time."""
+        return {name: tensor for name, tensor in self.tensors.items() if name not in ("x", "sigma", SCHEDULE)}
 
     def arguments(self, device: torch.device | str) -> dict[str, Any]:
         """Everything the model was called with, lists rebuilt, tensors on ``device``."""
@@ -135,9 +139,12 @@ class Sample:
     @property
     def ceiling(self) -> float:
         """Keys from here on do not enter."""
-        most = MOST_SMALL_STATES if self.capacity == AUTO else self.capacity
-        full = self.states and len(self.states) == most
+        full = self.states and len(self.states) == self._most
         return self.states[-1].key if full else self._ceiling
+
+    @property
+    def _most(self) -> int:
+        return MOST_SMALL_STATES if self.capacity == AUTO else self.capacity
 
     def offer(self, make: Callable[[float], State | None]) -> None:
         """Draw a key; if it belongs to the sample, ``make(key)`` gives the state, or None if it cannot be kept."""
@@ -177,11 +184,9 @@ class Sample:
     def _overflows(self) -> bool:
         """Fewer states never overflow where more do not, so that merging knows no order."""
         held = len(self.states)
-        if self.nbytes > MAX_BYTES and held > 1:
-            return True
-        if self.capacity != AUTO:
-            return held > self.capacity
-        return held > MOST_SMALL_STATES or (held > DEFAULT_STATES and self.positions > DEFAULT_STATES * PICTURE)
+        heavy = held > 1 and self.nbytes > MAX_BYTES
+        large = self.capacity == AUTO and held > DEFAULT_STATES and self.positions > DEFAULT_STATES * PICTURE
+        return held > self._most or heavy or large
 
 
 def _digest(tensor: torch.Tensor) -> str:

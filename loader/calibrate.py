@@ -50,7 +50,6 @@ class Calibrator:
     ) -> None:
         self.save_every, self.measure_every, self.report = save_every, measure_every, report
         self._record, self._sample = record, sample
-        self._done = record.calls
         self._reported = 0.0
         self._hooks: dict[int, HookSet] = {}
         self._lock = threading.RLock()
@@ -82,7 +81,7 @@ class Calibrator:
             if id(diffusion_model) not in self._hooks:
                 self._hooks[id(diffusion_model)] = HookSet(layer_modules(diffusion_model))
             hooks = self._hooks[id(diffusion_model)]
-            hooks.watching = is_measured(self._done + self._in_flight, self.measure_every)
+            hooks.watching = is_measured(self._record.all_calls + self._in_flight, self.measure_every)
             self._in_flight += 1
         completed = False
         try:
@@ -103,7 +102,6 @@ class Calibrator:
             self._sample.offer(partial(capture, arguments, row, whole=frozenset(_OPTIONS)))
 
     def _close_call(self, completed: bool) -> None:
-        self._done += completed
         self._record.part.calls += completed
         self._calls_since_save += completed
         self._calls_in_run += completed

@@ -88,6 +88,11 @@ class Recorder:
         self.calls, self.saved = (found.calls, found.updated) if found else (0, None)
         self._failed = False
 
+    @property
+    def all_calls(self) -> int:
+        """Those of the file, and those that are not saved yet."""
+        return self.calls + self.part.calls
+
     def drain(self, hooks: HookSet) -> None:
         """Take over what the observers have summed up."""
         for name, observer in hooks.observers.items():
@@ -138,5 +143,5 @@ class Recorder:
         """
         saved = "unsaved" if self.saved is None else time.strftime("saved %H:%M", time.localtime(self.saved))
         last = "saving failed, see the log" if self._failed else saved
-        layers, calls = len(self.part.layers), self.calls + self.part.calls
-        return " · ".join([name or self.part.family, f"{layers} layers", f"{calls} calls", last])
+        layers = len(self.part.layers)
+        return " · ".join([name or self.part.family, f"{layers} layers", f"{self.all_calls} calls", last])

@@ -12,7 +12,6 @@ signs flipped 53.5, tokens shuffled too 53.8, another prompt a step 53.9, both 5
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,8 +23,6 @@ from .replay import Replay
 PICTURES, STEPS = 12, 8
 # Fewer channels are no embedding (a guidance scale, a size).
 LEAST_CHANNELS = 64
-# Tensors of a state that are not its conditioning.
-_PICTURE = ("x", "sigma", SCHEDULE)
 
 
 def varied(model: Any, states: list[State], progress: Progress) -> list[list[State]]:
@@ -58,25 +55,25 @@ def varied(model: Any, states: list[State], progress: Progress) -> list[list[Sta
 
 def _begun(model: Any, base: State, number: int, rng: torch.Generator) -> State:
     """Pure noise, conditioning disguised; the key is the picture's number."""
-    tensors = _disguised(base.tensors, rng)
+    disguised = _disguised(base, rng)
     noise = torch.randn(base.tensors["x"].shape, generator=rng)
     sigma = _sigma(base, 0)
     x = model.model.model_sampling.noise_scaling(sigma, noise, torch.zeros_like(noise))
-    tensors |= {"x": x.to(base.tensors["x"].dtype), "sigma": sigma, SCHEDULE: base.tensors[SCHEDULE]}
-    return State(float(number), tensors, base.constants)
+    return State(float(number), disguised | {"x": x.to(base.tensors["x"].dtype), "sigma": sigma}, base.constants)
 
 
-def _disguised(tensors: Mapping[str, torch.Tensor], rng: torch.Generator) -> dict[str, torch.Tensor]:
-    """Embeddings ([1, C] or [1, tokens, C]) with the signs of random channels flipped and their tokens shuffled."""
-    disguised = dict(tensors)
-    for name, tensor in tensors.items():
-        if name in _PICTURE or not tensor.is_floating_point() or tensor.dim() not in (2, 3):
-            continue
-        if tensor.shape[-1] >= LEAST_CHANNELS:
-            signs = torch.randint(0, 2, tensor.shape[-1:], generator=rng) * 2 - 1
-            shuffled = tensor if tensor.dim() == 2 else tensor[:, torch.randperm(tensor.shape[1], generator=rng)]
-            disguised[name] = shuffled * signs.to(tensor.dtype)
-    return disguised
+def _disguised(state: State, rng: torch.Generator) -> dict[str, torch.Tensor]:
+    """Its tensors, embeddings with the signs of random channels flipped and their tokens shuffled."""
+    return state.tensors | {name: _shuffled(tensor, rng) for name, tensor in state.conditioning.items()}
+
+
+def _shuffled(tensor: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """An embedding, [1, C] or [1, tokens, C], as said above; anything else as it is."""
+    if not (tensor.is_floating_point() and tensor.dim() in (2, 3) and tensor.shape[-1] >= LEAST_CHANNELS):
+        return tensor
+    signs = torch.randint(0, 2, tensor.shape[-1:], generator=rng) * 2 - 1
+    tokens = tensor if tensor.dim() == 2 else tensor[:, torch.randperm(tensor.shape[1], generator=rng)]
+    return tokens * signs.to(tensor.dtype)
 
 
 def _steps(state: State) -> int:
@@ -97,5 +94,5 @@ def _moved(batch: list[State], out: Any, step: int, rng: torch.Generator) -> lis
         sigma, after = state.tensors["sigma"], _sigma(state, step + 1)
         shape = (1,) * x.dim()
         x = x + (x - denoised) / sigma.reshape(shape) * (after - sigma).reshape(shape)
-        moved.append(State(state.key, _disguised(state.tensors, rng) | {"x": x, "sigma": after}, state.constants))
+        moved.append(State(state.key, _disguised(state, rng) | {"x": x, "sigma": after}, state.constants))
     return moved

@@ -55,7 +55,7 @@ class Subject:
             old.unlink(missing_ok=True)
         prompts = calibration_prompts(pictures, calibration)
         with torch.inference_mode():
-            settings = {"measure_every": MEASURE_EVERY, **settings}
+            settings["measure_every"] = MEASURE_EVERY
             watched = calibrated(self.model, path, SESSION_SAVE_EVERY, lambda _line: None, **settings)
         for start in range(0, len(prompts), BATCH):
             draw(watched, self.reference, prompts[start : start + BATCH])
