@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+
+from playwright.sync_api import Locator
+from playwright.sync_api import TimeoutError as PageTimeoutError
+
 from rig.page import Page
 
 PACK = "ComfyUI-HSWQ"
 CARD = "template-workflow-"
+APART_MS = 400  # two clicks at one place within 300 are a double click
+# A page that is busy just then takes a click for the end of a drag, or not at all.
+PRESSES, MOST_MS = 3, 10_000
 
 
 def set_widgets(page: Page, values: dict[str, dict[str, object]]) -> None:
@@ -18,11 +27,40 @@ def set_widgets(page: Page, values: dict[str, dict[str, object]]) -> None:
 
 
 def open_template(page: Page, name: str) -> None:
-    """Browse Templates, our pack, the card."""
+    """Browse Templates, our pack, the card; the template is there, the browser gone."""
+    page.js("() => { window.rigBefore = app.graph.nodes.slice() }")
     page.js("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.page.get_by_text(PACK).first.click()
-    page.page.get_by_test_id(CARD + name).click()
-    page.page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'MarkdownNote')")
+    card = page.page.get_by_test_id(CARD + name)
+    card.click()
+    # What was open before may be a template too.
+    page.page.wait_for_function(
+        """() => app.graph.nodes.some(node => node.type === 'MarkdownNote')
+            && !app.graph.nodes.some(node => window.rigBefore.includes(node))"""
+    )
+    card.wait_for(state="hidden")
+
+
+def refresh(page: Page) -> None:
+    """Press R; the nodes list the files that are there now."""
+    with page.page.expect_response(lambda reply: reply.url.endswith("/api/object_info")):
+        page.page.keyboard.press("r")
+
+
+def press(page: Page, spot: Callable[[], list[float]], opens: Locator) -> None:
+    """Click the middle of something on the canvas until what it opens is there.
+
+    Args:
+        spot: where that is now, [x, y] in pixels of the page.
+    """
+    page.page.wait_for_function("() => !document.querySelector('.p-blockui-mask')")  # while the page starts
+    for _ in range(PRESSES):
+        page.page.wait_for_timeout(APART_MS)
+        page.page.mouse.click(*spot())
+        with suppress(PageTimeoutError):
+            opens.wait_for(timeout=MOST_MS)
+            break
+    opens.wait_for(timeout=MOST_MS)
 
 
 class Mouse:
@@ -33,7 +71,13 @@ class Mouse:
 
     def choose(self, node_type: str, widget: str, value: str) -> None:
         """Two clicks: the widget, then the value in its list."""
-        spot = self.page.js(
+        entry = self.page.page.locator(".litecontextmenu .litemenu-entry", has_text=value).first
+        press(self.page, lambda: self._middle(node_type, widget), entry)
+        entry.click()
+        self.clicks += 2
+
+    def _middle(self, node_type: str, widget: str) -> list[float]:
+        spot: list[float] = self.page.js(
             """([type, name]) => {
                 const node = app.graph.nodes.find(node => node.type === type)
                 const widget = node.widgets.find(widget => widget.name === name)
@@ -43,9 +87,7 @@ class Mouse:
             }""",
             [node_type, widget],
         )
-        self.page.page.mouse.click(*spot)
-        self.page.page.locator(".litecontextmenu .litemenu-entry", has_text=value).first.click()
-        self.clicks += 2
+        return spot
 
     def run(self) -> str:
         """One click; the prompt's id."""

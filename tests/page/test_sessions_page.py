@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import torch
 from hswq.hswq_core import Fingerprint, LayerStats, Session, layout_hash, save_session
 from hswq.hswq_core.states import Sample, State
 from hswq.hswq_core.states_file import save_states, states_path
-from playwright.sync_api import TimeoutError as PageTimeoutError
-from rig import flow, prompts
+from rig import flow, mouse, prompts
 
 pytestmark = [pytest.mark.comfy, pytest.mark.page]
 
@@ -27,9 +25,6 @@ WIDGETS = {
 BUTTON = "Choose session…"
 HOSTILE = '<img src=x onerror="window.hacked=1">'
 ROW = ".hswq-session"
-APART_MS = 400  # two clicks at one place within 300 are a double click
-# A page that is busy just then takes a click for the end of a drag, or not at all.
-PRESSES, MOST_MS = 3, 10_000
 
 
 def layers(count: int) -> dict[str, LayerStats]:
@@ -94,15 +89,8 @@ def value(page, node: int) -> str:
 
 def press(page, node: int, rows: bool = True) -> Any:
     """Press the node's button with the mouse; the dialog, its list there."""
-    page.page.wait_for_function("() => !document.querySelector('.p-blockui-mask')")  # while the page starts
     dialog = page.page.locator("dialog.hswq-dialog")
-    for _ in range(PRESSES):
-        page.page.wait_for_timeout(APART_MS)
-        page.page.mouse.click(*middle(page, node))
-        with suppress(PageTimeoutError):
-            dialog.wait_for(timeout=MOST_MS)
-            break
-    dialog.wait_for(timeout=MOST_MS)
+    mouse.press(page, lambda: middle(page, node), dialog)
     if rows:
         dialog.locator(ROW).first.wait_for()
     return dialog

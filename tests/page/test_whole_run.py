@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from rig import flow
-from rig.mouse import Mouse, open_template, set_widgets
+from rig.mouse import Mouse, open_template, refresh, set_widgets
 
 pytestmark = [pytest.mark.comfy, pytest.mark.page]
 
@@ -37,7 +37,7 @@ def test_calibrate_convert_report_compare(page, server, models):
     (file,) = (server.output / "checkpoints").glob("clicked_*.safetensors")
 
     open_template(page, f"sd15_{flow.COMPARE}")
-    page.page.keyboard.press("r")  # the loaders list the new file
+    refresh(page)  # the loaders list the new file
     set_widgets(page, QUICK)
     page.fit()
     mouse.choose("CheckpointLoaderSimple", "ckpt_name", original)
