@@ -85,7 +85,7 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
         bar.set_description_str("Calibrating")
         watched = calibrated(model, path_of("big"), 1000, lambda _line: None, states=options.states)
         size = {"steps": options.steps, "size": options.latent, "tokens": tokens, "widths": WIDTHS[options.model]}
-        for prompt in range(0 if path_of("big").exists() else options.pictures):
+        for prompt in range(drawn(path_of("big")), options.pictures):
             inprocess.sample(watched, prompt=prompt, **size)
         clock.lap("Opening")
         done, text = convert_model(model, None, None, Request("big", options.format), clock)
@@ -93,6 +93,13 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
     print(text)
     done.path.unlink()
     return clock.seconds
+
+
+def drawn(session: Path) -> int:
+    """Pictures that an earlier run has calibrated with."""
+    from hswq.hswq_core import load_session
+
+    return load_session(session).images if session.exists() else 0
 
 
 def table(seconds: dict[str, float], options: argparse.Namespace) -> str:

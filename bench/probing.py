@@ -5,7 +5,7 @@
 The truth: every layer alone rounded, four pictures drawn in 20 steps, the squared change of their pixels. Beside it
 what single calls say: of how many states, relative to what the call removes or as denoised picture, and without any
 call. For each: rank correlation with the truth, and how much more change than by the truth's own choice is left when
-1, 3 and 6 % of the bytes are spent by it.
+1, 3 and 6 % of the bytes are spent by it. Middle: of each picture the middle half of its height and width alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from scipy.stats import spearmanr
 PICTURES, OTHER_SET = 4, 7
 BUDGETS = (1, 3, 6)
 STATES = (1, 2, 4, 8, 16)
+MIDDLE = "of the middle"
 Measure = dict[str, float]
 
 
@@ -53,21 +54,26 @@ def probed(reference: Reference) -> Probed:
 
     job, rounder, outcome = Subject(reference, 32).solved("v2", BUDGETS[1])
     solutions = dict(outcome.solutions)
-    replay = Replay(job.model, job.states()[-max(STATES) :])
+    states = job.states()[-max(STATES) :]
+    side = states[0].tensors["x"].shape[-1] // 2
+    replays = {"": Replay(job.model, states), MIDDLE: Replay(job.model, [state.cropped(side) for state in states])}
     prompts = calibration_prompts(PICTURES, OTHER_SET)
     pictures = draw(job.model, reference, prompts)
     truth: Measure = {}
-    calls: dict[str, list[tuple[float, float]]] = {}
-    with replay.loaded():
-        wanted = replay.run()
+    calls: dict[str, dict[str, list[tuple[float, float]]]] = {part: {} for part in replays}
+    with replays[""].loaded():
+        wanted = {part: replay.run() for part, replay in replays.items()}
         for name in solutions:
             made = rounder.delta(name)
-            with replay.rounded({name: lambda made=made: made}):
-                calls[name] = [pair for a, b in zip(replay.run(), wanted, strict=True) for pair in changes(a, b)]
+            with replays[""].rounded({name: lambda made=made: made}):
+                for part, replay in replays.items():
+                    found = zip(replay.run(), wanted[part], strict=True)
+                    calls[part][name] = [pair for a, b in found for pair in changes(a, b)]
                 truth[name] = float((draw(job.model, reference, prompts) - pictures).square().mean())
     cost = {name: job.by_name[name].weights for name in solutions}
     own = {name: solution.error for name, solution in solutions.items()}
-    known = {"own output error": own, **by_calls(calls)}
+    middle = {f"{label} {MIDDLE}": measure for label, measure in by_calls(calls[MIDDLE]).items()}
+    known = {"own output error": own, **by_calls(calls[""]), **middle}
     return Probed(truth, known, cost, job.smallest())
 
 

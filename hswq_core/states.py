@@ -64,6 +64,17 @@ class State:
         """The tensors that are neither the picture nor the time."""
         return {name: tensor for name, tensor in self.tensors.items() if name not in ("x", "sigma", SCHEDULE)}
 
+    def cropped(self, side: int) -> State:
+        """The middle of its picture, at most ``side`` x ``side`` positions, of all tensors that have its size.
+
+        What is no picture, x of other than four dimensions, stays whole.
+        """
+        x = self.tensors["x"]
+        if x.dim() != 4 or max(x.shape[2:]) <= side:
+            return self
+        alike = {name for name, tensor in self.tensors.items() if tensor.dim() > 1 and tensor.shape[-2:] == x.shape[2:]}
+        return replace(self, tensors={**self.tensors, **{name: _middle(self.tensors[name], side) for name in alike}})
+
     def arguments(self, device: torch.device | str) -> dict[str, Any]:
         """Everything the model was called with, lists rebuilt, tensors on ``device``."""
         found: dict[str, Any] = dict(self.constants)
@@ -75,6 +86,13 @@ class State:
             else:
                 found[stem] = tensor
         return found
+
+
+def _middle(tensor: torch.Tensor, side: int) -> torch.Tensor:
+    for dim in (-2, -1):
+        length = min(side, tensor.shape[dim])
+        tensor = tensor.narrow(dim, (tensor.shape[dim] - length) // 2, length)
+    return tensor.contiguous()
 
 
 def _list_order(name: str) -> tuple[str, int]:

@@ -38,7 +38,7 @@ VARIED_FIT_SHARE = 0.75
 # To see what casting the inputs does.
 FAST_STATES = 8
 # Of the work kept on disk; another release's is of no use.
-WORK_VERSION = "3"
+WORK_VERSION = "4"
 
 
 def plan_model_aware(job: Job, states: list[State], encoding: Encoding, budget: Budget, progress: Progress) -> Outcome:

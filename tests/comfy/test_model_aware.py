@@ -27,6 +27,7 @@ from reference_models.architectures import REFERENCES
 from reference_models.prompts import calibration_prompts
 from reference_models.sampling import draw
 from rig.inprocess import load_model, open_fp8
+from scipy.stats import spearmanr
 
 pytestmark = pytest.mark.comfy
 
@@ -296,6 +297,31 @@ def test_of_a_large_model_only_the_likely_layers_are_probed(outcomes, job, state
     ratios = sorted(change[name] / error[name] for name in cost)
     assert all(ratios[0] < change[name] / error[name] < ratios[-1] for name in set(cost) - set(probed))
     assert outcome.errors["model_aware"] < 1.5 * whole.errors["model_aware"]
+
+
+def test_large_pictures_are_probed_by_their_middle(outcomes, job, states, monkeypatch, tmp_path):
+    """A quarter of each picture here: what it says of layers is what the whole says, nearly."""
+    from hswq.loader import probe
+
+    whole = outcomes("v2", 3.0)
+    side = states[0].tensors["x"].shape[-1] // 2
+    seen: list[tuple[int, ...]] = []
+    real = probe.Replay
+
+    def replay(model, found):
+        seen.extend(tuple(state.tensors["x"].shape[2:]) for state in found)
+        return real(model, found)
+
+    monkeypatch.setattr(probe, "MOST_SIDE", side)
+    monkeypatch.setattr(probe, "Replay", replay)
+    monkeypatch.setattr(type(job), "work_folder", tmp_path / "middle.work")
+    middle = planned(job, states)
+    assert set(seen) == {(side, side)}
+    change = {layer.name: layer.change for layer in whole.plan.layers}
+    found = {layer.name: layer.change for layer in middle.plan.layers}
+    assert found != change
+    assert spearmanr(list(change.values()), [found[name] for name in change]).statistic > 0.8
+    assert middle.errors["model_aware"] < 1.5 * whole.errors["model_aware"]
 
 
 def test_a_crash_loses_only_the_layer_at_hand(job, states, monkeypatch, tmp_path):

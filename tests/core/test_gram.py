@@ -87,3 +87,12 @@ def test_no_input_and_the_wrong_width_are_errors():
         Gram("layer", 8).moments()
     with pytest.raises(LayerError, match="got 9 columns, expected 8"):
         Gram("layer", 8).add(torch.randn(3, 9))
+
+
+@pytest.mark.parametrize("width", [512, 700, 1024, 1100])
+def test_wide_moments_are_summed_in_panels_and_are_those_of_the_whole_product(width):
+    """512 columns at a time, half of the products: the other half is its mirror image."""
+    x = torch.randn(64, width)
+    gram = gram_of(x, "Linear", width).moments().gram
+    torch.testing.assert_close(gram.double(), x.double().T @ x.double() / 64, atol=1e-5, rtol=1e-5)
+    assert torch.equal(gram, gram.T)

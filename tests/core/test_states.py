@@ -50,6 +50,21 @@ def test_a_state_is_one_row_of_a_call_and_gives_its_arguments_back():
     assert all(torch.equal(a, b[1:2]) for a, b in zip(again["ref_latents"], arguments["ref_latents"], strict=True))
 
 
+def test_the_middle_of_a_state_is_that_of_all_tensors_of_the_picture_size():
+    x, mask = torch.randn(1, 4, 9, 6), torch.randn(1, 1, 9, 6)
+    beside = {"sigma": torch.ones(1), "c_crossattn": torch.randn(1, 9, 6, 2), "y": torch.randn(1, 6)}
+    whole = State(0.5, {"x": x, "c_concat": mask, **beside}, {"num_tokens": 5})
+    middle = whole.cropped(4)
+    assert torch.equal(middle.tensors["x"], x[:, :, 2:6, 1:5])
+    assert torch.equal(middle.tensors["c_concat"], mask[:, :, 2:6, 1:5])
+    assert all(middle.tensors[name] is tensor for name, tensor in beside.items())
+    assert (middle.key, middle.constants) == (whole.key, whole.constants)
+    assert torch.equal(whole.cropped(7).tensors["x"], x[:, :, 1:8])
+    assert whole.cropped(9) is whole
+    video = State(0.5, {"x": torch.randn(1, 4, 3, 9, 9), "sigma": torch.ones(1)}, {})
+    assert video.cropped(4) is video
+
+
 def test_a_state_is_a_copy():
     arguments = call()
     kept = capture(arguments, 0, 0.5)
