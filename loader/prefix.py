@@ -1,13 +1,12 @@
 """Blocks that run before a changed layer cannot have changed: they answer with what they gave before.
 
-Probing changes one layer at a time; on the average half of a call goes by before it comes. A block is whatever module
-the model calls first on its way to its layers: a residual block of a UNet, a transformer block, a single Linear.
+Probing changes one layer at a time; on the average half of a call goes by before it comes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ import comfy.model_management
 import torch
 
 from ..hswq_core.states import State
+from .blocks import answering, holding, is_in, mapped, tensors_in
 from .replay import Delta, Output, Replay, hooked, relative_change
 
 log = logging.getLogger(__name__)
@@ -52,11 +52,11 @@ class _Recorder:
                 return
             self.order[-1].append(name)
             if len(self.order) == 1:
-                self.size += sum(tensor.nbytes for tensor in _tensors(output))
+                self.size += sum(tensor.nbytes for tensor in tensors_in(output))
                 if self.size <= self.limit:
                     self.given[name] = []
             if name in self.given:
-                self.given[name].append(_copy(output))
+                self.given[name].append(mapped(torch.clone, output))
 
         return hook
 
@@ -74,7 +74,7 @@ class Prefix:
 
     def __init__(self, replay: Replay) -> None:
         self.replay = replay
-        self.modules = _holding(replay.model.model.diffusion_model, replay.modules)
+        self.modules = holding(replay.model.model.diffusion_model, replay.modules)
         free = comfy.model_management.get_free_memory(replay.model.load_device)
         sizes = [sum(state.tensors["x"].numel() for state in batch) for batch in replay.batches]
         self._record = _Recorder(MEMORY_SHARE * free * sizes[0] / sum(sizes))
@@ -102,7 +102,7 @@ class Prefix:
     def _before(self, layer: str) -> list[str]:
         """Of the blocks called before the layer's own those that can answer."""
         order = self._record.order[0]
-        own = next((i for i, block in enumerate(order) if layer == block or layer.startswith(f"{block}.")), 0)
+        own = next((i for i, block in enumerate(order) if is_in(layer, block)), 0)
         return self.blocks[:own]
 
     def _regular(self) -> bool:
@@ -123,42 +123,11 @@ class Prefix:
     def _answering(self, blocks: list[str]) -> Iterator[None]:
         with ExitStack() as stack:
             for name in blocks:
-                stack.enter_context(_replaced(self.modules[name], self._record.given[name]))
+                stack.enter_context(answering(self.modules[name], _in_turn(self._record.given[name])))
             yield
 
 
-def _holding(root: torch.nn.Module, layers: Iterable[str]) -> dict[str, torch.nn.Module]:
-    """The modules below ``root`` that are layers or hold some, by name."""
-    parts = (name.split(".") for name in layers)
-    names = {".".join(each[:end]) for each in parts for end in range(1, len(each) + 1)}
-    return {name: module for name, module in root.named_modules() if name in names}
-
-
-@contextmanager
-def _replaced(module: torch.nn.Module, outputs: list[Any]) -> Iterator[None]:
-    """``module`` gives these outputs, one a call, instead of running."""
-    answers, own = iter(outputs), module.__dict__.get("forward")
-    module.forward = lambda *_args, **_kwargs: _copy(next(answers))
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
-
-
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif isinstance(output, (tuple, list)):
-        for item in output:
-            yield from _tensors(item)
-
-
-def _copy(output: Any) -> Any:
-    """Of its own: what comes behind a block may change its output in place."""
-    if isinstance(output, torch.Tensor):
-        return output.clone()
-    if isinstance(output, (tuple, list)):
-        return type(output)(map(_copy, output))
-    return output
+def _in_turn(outputs: list[Any]) -> Callable[[], Any]:
+    """These outputs, one a call, each a copy: what comes behind a block may change its output in place."""
+    left = iter(outputs)
+    return lambda: mapped(torch.clone, next(left))

@@ -107,6 +107,13 @@ class Replay:
         Args:
             last: a call is given up behind this layer; None: behind the last one of all.
         """
+        for batch in self.batches:
+            self.watch_call(batch, see, last)
+
+    def watch_call(
+        self, batch: list[State], see: Mapping[str, Callable[[torch.Tensor], None]], last: str | None
+    ) -> None:
+        """One of ``batches``; see ``watch``."""
 
         def hook(name: str) -> Callable[..., None]:
             def seen(_module: Any, args: tuple[Any, ...]) -> None:
@@ -116,10 +123,8 @@ class Replay:
 
             return seen
 
-        with hooked(self.modules[name].register_forward_pre_hook(hook(name)) for name in see):
-            for batch in self.batches:
-                with suppress(_SeenAllError):
-                    self.call(batch)
+        with hooked(self.modules[name].register_forward_pre_hook(hook(name)) for name in see), suppress(_SeenAllError):
+            self.call(batch)
 
     def call(self, states: list[State]) -> Output:
         """One of ``batches``."""

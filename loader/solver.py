@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import comfy.model_management
@@ -16,6 +16,7 @@ from ..hswq_core.held import Rows
 from ..hswq_core.solve import Solution, solve, unsolved
 from ..hswq_core.workspace import Workspace
 from .moments import device_for, gather, hold, in_groups, shared_inputs
+from .relay import Relay
 from .replay import Replay
 from .rounder import Rounder
 from .shortage import attempted
@@ -55,8 +56,10 @@ class Solver:
         for name, leader in seen.leader.items():
             if name not in self.done:
                 followers.setdefault(leader, []).append(name)
-        for group in in_groups(self.fit, {leader: seen.rows[leader] for leader in followers}):
-            self._round({leader: followers[leader] for leader in group}, len(seen.leader))
+        groups = list(in_groups(self.fit, {leader: seen.rows[leader] for leader in followers}))
+        solver = self if len(groups) < 2 else replace(self, fit=Relay.of(self.fit), held=Relay.of(self.held))
+        for group in groups:
+            solver._round({leader: followers[leader] for leader in group}, len(seen.leader))
 
     def _round(self, group: Group, total: int) -> None:
         """Round the layers that get the inputs of these leaders."""

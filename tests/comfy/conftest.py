@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,3 +182,24 @@ def calibrated(tmp_path) -> Iterator[Calibrated]:
         yield Calibrated(model, "small", tmp_path / "output")
     finally:
         folder_paths.set_output_directory(before)
+
+
+@pytest.fixture
+def counted() -> Callable[[Any], AbstractContextManager[dict[str, int]]]:
+    """``with counted(replay) as counts``: {layer: its calls within the context}."""
+    from hswq.loader.replay import hooked
+
+    @contextmanager
+    def within(replay: Any) -> Iterator[dict[str, int]]:
+        counts = dict.fromkeys(replay.modules, 0)
+
+        def count(name: str) -> Callable[..., None]:
+            def hook(_module: Any, _args: Any) -> None:
+                counts[name] += 1
+
+            return hook
+
+        with hooked(module.register_forward_pre_hook(count(name)) for name, module in replay.modules.items()):
+            yield counts
+
+    return within

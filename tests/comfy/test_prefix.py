@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from rig import tiny
@@ -50,23 +48,6 @@ def delta_of(replay, name: str):
     return Delta(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * weight.std())
 
 
-@contextmanager
-def counted(replay):
-    """{layer: calls within the context}."""
-    from hswq.loader.replay import hooked
-
-    counts = dict.fromkeys(replay.modules, 0)
-
-    def count(name: str):
-        def hook(_module, _args):
-            counts[name] += 1
-
-        return hook
-
-    with hooked(module.register_forward_pre_hook(count(name)) for name, module in replay.modules.items()):
-        yield counts
-
-
 def test_numbers_are_the_same(replay, recorded):
     from hswq.loader.prefix import Prefix
 
@@ -81,7 +62,7 @@ def test_numbers_are_the_same(replay, recorded):
     assert all("forward" not in vars(module) for module in prefix.modules.values())
 
 
-def test_only_blocks_from_the_changed_one_on_run(replay, recorded):
+def test_only_blocks_from_the_changed_one_on_run(replay, recorded, counted):
     from hswq.loader.prefix import Prefix
 
     name = recorded[2]
@@ -96,7 +77,7 @@ def test_only_blocks_from_the_changed_one_on_run(replay, recorded):
     assert not any(layer.startswith(f"{block}.") for layer in ran for block in before)
 
 
-def test_under_a_memory_limit_fewer_blocks_answer_to_the_same_effect(replay, recorded, monkeypatch):
+def test_under_a_memory_limit_fewer_blocks_answer_to_the_same_effect(replay, recorded, monkeypatch, counted):
     from hswq.loader import prefix
 
     name = recorded[2]
@@ -105,7 +86,7 @@ def test_under_a_memory_limit_fewer_blocks_answer_to_the_same_effect(replay, rec
     half = sum(
         t.nbytes
         for block in whole.blocks[: len(whole.blocks) // 2]
-        for t in prefix._tensors(whole._record.given[block][0])
+        for t in prefix.tensors_in(whole._record.given[block][0])
     )
     sizes = [sum(state.tensors["x"].numel() for state in batch) for batch in replay.batches]
     monkeypatch.setattr(prefix, "MEMORY_SHARE", half / free * sum(sizes) / sizes[0])
@@ -148,7 +129,7 @@ def test_a_model_whose_blocks_do_more_than_answer_runs_whole(replay, recorded, m
     assert prefix.change(name, made) == replay.change(prefix.reference, {name: lambda: made})
 
 
-def test_cancel_is_answered_within_a_call(replay, recorded):
+def test_cancel_is_answered_within_a_call(replay, recorded, counted):
     """At the next layer, not after a call that may take a minute."""
     import comfy.model_management
 

@@ -1,0 +1,54 @@
+"""Blocks: whatever modules a model calls first on its way to its layers - a residual block of a UNet, a transformer
+block, a single Linear - and what they give, to be given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def holding(root: torch.nn.Module, layers: Iterable[str]) -> dict[str, torch.nn.Module]:
+    """The modules below ``root`` that are layers or hold some, by name."""
+    parts = (name.split(".") for name in layers)
+    names = {".".join(each[:end]) for each in parts for end in range(1, len(each) + 1)}
+    return {name: module for name, module in root.named_modules() if name in names}
+
+
+def is_in(layer: str, block: str) -> bool:
+    """Whether a layer is a block or part of it, by their names."""
+    return layer == block or layer.startswith(f"{block}.")
+
+
+@contextmanager
+def answering(module: torch.nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
+    """``module`` gives what ``answer`` makes, whatever its arguments, instead of running."""
+    own = module.__dict__.get("forward")
+    module.forward = lambda *_args, **_kwargs: answer()
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of an output or of arguments, in order."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors_in(item)
+
+
+def mapped(make: Callable[[Any], Any], tree: Any, leaf: type | tuple[type, ...] = torch.Tensor) -> Any:
+    """The same tuples and lists with ``make(item)`` for each item of type ``leaf``, all else as it is."""
+    if isinstance(tree, leaf):
+        return make(tree)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(mapped(make, item, leaf) for item in tree)
+    return tree
