@@ -3,8 +3,8 @@
 Without that every call would run all blocks before a group once more, half of a call on average, and a large model has
 dozens of groups. Kept of a call are the arguments of that block, and of the blocks before it what the model's own code
 still holds by then, such as a UNet's skips, and what is small, such as embeddings: that is what can be of use behind
-it. All other blocks before it answer with NaN. Whether that holds for a model is checked each time: the first call runs
-in full as well, and must show the layers the same inputs; else all calls run from their beginning.
+it. All other blocks before it answer with NaN. Whether that holds for a model is checked each time: one call runs in
+full as well, and must show the layers the same inputs; else all calls run from their beginning.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import comfy.model_management
 import torch
 
+from ..hswq_core.states import State
 from .blocks import answering, holding, is_in, mapped, tensors_in
 from .replay import Replay, hooked
 
@@ -34,6 +35,7 @@ SMALL = 2**20
 SAME = 1e-3
 
 See = Mapping[str, Callable[[torch.Tensor], None]]
+Shown = dict[str, list[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -82,39 +84,43 @@ class Relay(Replay):
         self._kept = [BEGINNING] * len(self.batches)
         # One call alone would be run twice.
         self._works = len(self.batches) > 1
+        # The smallest call shows whether it does.
+        self._judge = min(range(len(self.batches)), key=lambda i: len(self.batches[i]))
 
     def watch(self, see: See, *, last: str | None = None) -> None:
         """As ``Replay.watch``."""
         if last is None or not self._works:
             super().watch(see, last=last)
             return
-        if any(is_in(name, block) for name in see for block in self._kept[0].answers):
+        if any(is_in(name, block) for name in see for block in self._kept[self._judge].answers):
             self._kept = [BEGINNING] * len(self.batches)
-        front = self._watched_in_full(see, last)
-        room = self._limit / max(1, self._kept[0].nbytes)
-        for i, batch in enumerate(self.batches[1:], 1):
-            call = _Call(self._kept[i], front if i < room else "", self.model.load_device)
-            with call.followed(self._blocks):
-                self.watch_call(batch, see, last)
-            self._kept[i] = call.kept
+        front = self._judged(see, last)
+        room = self._limit
+        for i, batch in enumerate(self.batches):
+            if i != self._judge:
+                self._kept[i] = self._watched(batch, self._kept[i], front if room > 0 else "", see, last).kept
+            room -= self._kept[i].nbytes
 
-    def _watched_in_full(self, see: See, last: str) -> str:
-        """The first call in full, and as the others will be; the block that the layer ``last`` is in, "" if they
-        differ.
-        """
-        shown: list[dict[str, list[torch.Tensor]]] = [{}, {}]
-        full = _Call(BEGINNING, "", self.model.load_device)
-        with full.followed(self._blocks):
-            self.watch_call(self.batches[0], _noting(shown[0], see), last)
-        short = _Call(self._kept[0], full.inside, self.model.load_device)
-        with short.followed(self._blocks):
-            self.watch_call(self.batches[0], _noting(shown[1], dict.fromkeys(see, _ignored)), last)
-        self._works = full.regular and short.kept is not BEGINNING and _alike(*shown)
-        self._kept[0] = short.kept
-        if not self._works:
-            log.info("HSWQ: blocks of this model cannot be skipped; watching takes longer.")
-            self._kept = [BEGINNING] * len(self.batches)
-        return full.inside if self._works else ""
+    def _watched(self, batch: list[State], kept: _Kept, front: str, see: See, last: str) -> _Call:
+        call = _Call(kept, front, self.model.load_device)
+        with call.followed(self._blocks):
+            self.watch_call(batch, see, last)
+        return call
+
+    def _judged(self, see: See, last: str) -> str:
+        """One call in full, and as the others will be; the block that the layer ``last`` is in, "" if they differ."""
+        batch, kept = self.batches[self._judge], self._kept[self._judge]
+        whole: Shown = {}
+        short: Shown = {}
+        full = self._watched(batch, BEGINNING, "", _noting(whole, see), last)
+        going_on = self._watched(batch, kept, full.inside, _noting(short, dict.fromkeys(see, _ignored)), last)
+        self._kept[self._judge] = going_on.kept
+        self._works = full.regular and going_on.kept is not BEGINNING and _alike(whole, short)
+        if self._works:
+            return full.inside
+        log.info("HSWQ: blocks of this model cannot be skipped; watching takes longer.")
+        self._kept = [BEGINNING] * len(self.batches)
+        return ""
 
 
 class _Call:
@@ -214,7 +220,7 @@ def _ignored(_x: torch.Tensor) -> None:
     pass
 
 
-def _noting(shown: dict[str, list[torch.Tensor]], see: See) -> See:
+def _noting(shown: Shown, see: See) -> See:
     """``see``, with norm and scaled sum of each input noted."""
 
     def noted(name: str) -> Callable[[torch.Tensor], None]:
@@ -228,7 +234,7 @@ def _noting(shown: dict[str, list[torch.Tensor]], see: See) -> See:
     return {name: noted(name) for name in see}
 
 
-def _alike(a: dict[str, list[torch.Tensor]], b: dict[str, list[torch.Tensor]]) -> bool:
+def _alike(a: Shown, b: Shown) -> bool:
     """Whether two calls have shown the same layers the same inputs; NaN is never the same."""
     if {name: len(shown) for name, shown in a.items()} != {name: len(shown) for name, shown in b.items()}:
         return False
