@@ -225,8 +225,8 @@ def _noting(shown: Shown, see: See) -> See:
 
     def noted(name: str) -> Callable[[torch.Tensor], None]:
         def note(x: torch.Tensor) -> None:
-            total = x.sum(dtype=torch.float64) / max(1, x.numel()) ** 0.5
-            shown.setdefault(name, []).append(torch.stack([x.float().norm().double(), total]).cpu())
+            total = x.sum(dtype=torch.float32) / max(1, x.numel()) ** 0.5
+            shown.setdefault(name, []).append(torch.stack([x.float().norm(), total]).cpu())
             see[name](x)
 
         return note
