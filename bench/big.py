@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="of each")
     parser.add_argument("--states", type=int, default=16, help="model calls to keep")
     parser.add_argument("--format", default="v2")
+    parser.add_argument("--percent", type=float, default=3.0, help="extra bytes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--reserve", type=float, default=0.0, help="GB of VRAM that ComfyUI leaves alone")
@@ -88,7 +89,8 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
         for prompt in range(drawn(path_of("big")), options.pictures):
             inprocess.sample(watched, prompt=prompt, **size)
         clock.lap("Opening")
-        done, text = convert_model(model, None, None, Request("big", options.format), clock)
+        request = Request("big", options.format, extra_percent=options.percent)
+        done, text = convert_model(model, None, None, request, clock)
         clock.lap("end")
     print(text)
     done.path.unlink()

@@ -14,7 +14,7 @@ from ..loader.store import path_of
 from .status import check_session_name, show_text
 
 DEFAULT_SESSION = "session_01"
-MEASURE_EVERY = 3
+MEASURE_EVERY = 4
 
 
 class HSWQCalibration(io.ComfyNode):

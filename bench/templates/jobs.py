@@ -87,7 +87,7 @@ def _compare(_: str, graph: Graph) -> dict[str, Entry]:
 
 
 def _calibration(family: str) -> Entry:
-    return node("HSWQCalibration", model=MODEL, session=_session(family), save_every=50, states=-1, measure_every=3)
+    return node("HSWQCalibration", model=MODEL, session=_session(family), save_every=50, states=-1, measure_every=4)
 
 
 def _conversion(family: str, graph: Graph, **links: Any) -> Entry:

@@ -98,7 +98,7 @@ def test_every_layer_is_seen_in_every_call_that_is_measured(runs, family):
     assert {name for name, stats in session.layers.items()} <= set(source)
     # the only matrices of these files that are no layers: none
     assert set(source) - set(session.layers) == set()
-    measured = sum(is_measured(call, 3) for call in range(session.calls))  # over two runs
+    measured = sum(is_measured(call, 4) for call in range(session.calls))  # over two runs
     assert {(s.in_calls, s.out_calls) for s in session.layers.values()} == {(measured, measured)}
     assert session.images == 2
     assert session.steps == {STEPS: 2}
