@@ -3,7 +3,7 @@
 Imports no ComfyUI.
 """
 
-from .checkpoint import FileSource, TensorInfo, TensorSource, read_header, require_whole
+from .checkpoint import FileSource, TensorInfo, TensorSource, read_header, readable
 from .convert import Conversion, report, source_layers, write_plan
 from .errors import FileError, HSWQError, LayerError, SessionError, SettingError
 from .exclusions import Exclusions
@@ -18,6 +18,7 @@ from .observer import LAYER_KINDS, LayerObserver, LayerStats
 from .plan import KEEP, QUANTIZE, SKIP, Layer, LayerPlan, Plan, Progress, no_progress
 from .search import search_amax
 from .session import Session, load_session, save_session
+from .tensor_header import read_records
 
 __all__ = [
     "FAMILIES",
@@ -61,8 +62,9 @@ __all__ = [
     "plan_hswq",
     "plan_nearest",
     "read_header",
+    "read_records",
+    "readable",
     "report",
-    "require_whole",
     "sample_weights",
     "save_session",
     "search_amax",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,24 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import FileError
-from .tensor_header import Record, read_records
+from .tensor_header import NAMED_DTYPES, Record, read_records
 
-# torch dtype <-> safetensors name; the reverse view is derived, so that the two cannot drift.
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # Of a diffusion model's keys: in whole checkpoints, and as training tools save them.
 CHECKPOINT_PREFIX = "model.diffusion_model."
 PREFIXES = (CHECKPOINT_PREFIX, "diffusion_model.")
@@ -91,22 +76,19 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     Raises:
         FileError: see ``FileSource``.
     """
-    metadata, records = _whole(path)
+    with readable(path):
+        metadata, records = read_records(path)
+        with safe_open(path, framework="pt", device="cpu"):  # the library has checks of its own
+            pass
     return metadata, {key: _info(path, key, record) for key, record in records.items()}
 
 
-def require_whole(path: Path) -> None:
-    """Raise FileError unless ``path`` is a sound safetensors file with all of its data, of whatever dtypes."""
-    _whole(path)
-
-
-def _whole(path: Path) -> tuple[dict[str, str], dict[str, Record]]:
-    """Header of a file that passes our checks and, after them, the library's."""
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """While the body reads a safetensors file: raises FileError for what is wrong with it."""
     try:
-        found = read_records(path)
-        with safe_open(path, framework="pt", device="cpu"):
-            return found
-    except (SafetensorError, OSError, ValueError) as error:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: a dtype ComfyUI's reader lacks
         raise FileError(
             f"File {path.name}",
             got=f"{type(error).__name__}: {error}",

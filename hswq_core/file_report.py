@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from .budget import choose_kept, eight_bit_size, per_byte
-from .checkpoint import DTYPE_NAMES, TensorInfo, model_prefix, read_header
+from .checkpoint import TensorInfo, model_prefix, read_header
 from .errors import FileError
 from .grid import FLOAT8_DTYPES
 from .header import HEADER_KEY, declared_format, declared_plan, header_record
@@ -18,6 +18,7 @@ from .metrics import error_to_db
 from .observer import KINDS_BY_RANK
 from .plan import KEEP, QUANTIZE, LayerPlan, Plan
 from .reporting import Row, markdown, megabytes
+from .tensor_header import DTYPE_NAMES
 
 WEIGHT = ".weight"
 CHANGE, SENSITIVITY = "change of the output, %", "sensitivity"

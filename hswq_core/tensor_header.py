@@ -6,16 +6,36 @@ header too, but takes up to 100 MB of JSON and passes on what it does not know; 
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from .checks import checked, count, parse_json, text
 
+# torch dtype <-> safetensors name; the reverse view is derived, so that the two cannot drift.
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 METADATA_KEY = "__metadata__"
 # A converted model of 1000 layers needs 0.5 MB; training metadata and workflows add some MB at most.
 MAX_HEADER_BYTES = 2**24
 MAX_RANK = 16
+ENTRIES = {"dtype", "shape", "data_offsets"}  # of each tensor
 
 
 class Record(NamedTuple):
@@ -53,12 +73,17 @@ def read_records(path: Path) -> tuple[dict[str, str], dict[str, Record]]:
 
 def _record(key: str, value: Any) -> Record:
     record = checked(value, dict)
-    if set(record) != {"dtype", "shape", "data_offsets"}:
+    if record.keys() != ENTRIES:
         raise ValueError(f"tensor {key} with other entries than dtype, shape and data_offsets")
     shape, offsets = checked(record["shape"], list), checked(record["data_offsets"], list)
     if len(shape) > MAX_RANK or len(offsets) != 2:
         raise ValueError(f"tensor {key} with {len(shape)} dimensions and {len(offsets)} offsets")
-    return Record(text(record["dtype"]), tuple(map(count, shape)), *map(count, offsets))
+    found = Record(text(record["dtype"]), tuple(map(count, shape)), *map(count, offsets))
+    dtype = NAMED_DTYPES.get(found.dtype)
+    size = found.end - found.begin
+    if dtype is not None and math.prod(found.shape) * dtype.itemsize != size:
+        raise ValueError(f"tensor {key} of shape {found.shape} and dtype {found.dtype} in {size:,} bytes")
+    return found
 
 
 def _require_gapless(records: list[tuple[str, Record]], size: int) -> None:

@@ -18,9 +18,9 @@ from typing import BinaryIO
 import torch
 
 from .atomic import atomic_file, require_space
-from .checkpoint import DTYPE_NAMES, TensorInfo
+from .checkpoint import TensorInfo
 from .errors import FileError
-from .tensor_header import METADATA_KEY
+from .tensor_header import DTYPE_NAMES, METADATA_KEY
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 

@@ -14,13 +14,14 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..hswq_core import FLOAT8_E4M3FN, FileError, require_whole
+from ..hswq_core import FLOAT8_E4M3FN, FileError, read_records, readable
 from .keys import SCALE, key_prefix, normalize_keys
 from .lora import with_lora_mode
 from .opening import AUTO, DTYPES, Opening, Stamp
 from .ops import float8_operations
 
 log = logging.getLogger(__name__)
+SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
 
 def open_checkpoint(path: Path, opening: Opening, embedding_directory: Any = None) -> tuple[Any, Any, Any]:
@@ -78,7 +79,7 @@ def operations_for(state: dict[str, Any], prefix: str, opening: Opening) -> tupl
     """(operations class, storage dtype of the layers that are not FP8: the file's own most frequent 16-bit type)."""
     sizes: Counter[torch.dtype] = Counter()
     for key, tensor in state.items():
-        if key.startswith(prefix) and tensor.dtype in DTYPES.values() and tensor.dtype.itemsize == 2:
+        if tensor.dtype in SIXTEEN_BITS and key.startswith(prefix):
             sizes[tensor.dtype] += tensor.numel()
     storage = max(sizes, key=lambda dtype: sizes[dtype], default=None) or _preferred(state, prefix)
     device = comfy.model_management.get_torch_device()
@@ -115,14 +116,13 @@ class _Prepared:
         model.cached_patcher_init = (reload, (str(self.path), opening, stamp))
         if opening.dequantize_dtype != AUTO:
             model.set_model_compute_dtype(DTYPES[opening.dequantize_dtype])
-        modules = model.model.diffusion_model.modules()
-        counts = Counter("float8" if m.layout_type else "16-bit" for m in modules if hasattr(m, "layout_type"))
-        log.info("HSWQ: %s: %d layers in FP8, %d in 16 bits", self.path.name, counts["float8"], counts["16-bit"])
+        loaded = self.options["custom_operations"].loaded
+        log.info("HSWQ: %s: %d layers in FP8, %d in 16 bits", self.path.name, loaded.float8, loaded.plain)
         return with_lora_mode(model, opening.lora)
 
     def _require_scaled(self, model: Any) -> None:
         """Every scale must have arrived: a weight without its scale draws a black picture."""
-        taken = self.options["custom_operations"].scaled
+        taken = self.options["custom_operations"].loaded.scaled
         if model is None or (not taken and self.scaled):
             raise FileError(
                 f"File {self.path.name}",
@@ -141,8 +141,9 @@ class _Prepared:
 
 
 def _prepared(path: Path, opening: Opening) -> _Prepared:
-    require_whole(path)  # ComfyUI does not always notice
-    state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    with readable(path):
+        read_records(path)  # ComfyUI does not always notice what is wrong, the library believes any header
+        state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
     prefix = key_prefix(state)
     state = normalize_keys(state, prefix, path.name, metadata)
     if not any(key.startswith(prefix) and t.dtype == FLOAT8_E4M3FN.dtype for key, t in state.items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.float
@@ -14,6 +15,21 @@ from ..hswq_core.formats import comfy_marker
 from .layout import LAYOUT, multiply_float8, quantized_weight
 
 
+@dataclass
+class Loaded:
+    """What the layers of a model have taken.
+
+    Attributes:
+        scaled: prefixes of the layers that have taken a scale.
+        float8: how many layers have an FP8 weight.
+        plain: how many have another, or none.
+    """
+
+    scaled: list[str] = field(default_factory=list)
+    float8: int = 0
+    plain: int = 0
+
+
 class Float8Weight:
     """Mixed into Linear and Conv2d: an FP8 weight becomes a QuantizedTensor, any other goes the stock way.
 
@@ -24,14 +40,13 @@ class Float8Weight:
     Attributes:
         dtype: what a quantized weight calls its dtype; each call dequantizes to the dtype of its input.
         fast: multiply in FP8 where there is an input scale.
-        scaled: prefixes of the layers that have taken a scale, of the whole model.
+        loaded: shared by all layers of a model.
     """
 
     dtype: torch.dtype
     fast: bool
-    scaled: list[str]
+    loaded: Loaded
     layout_type: str | None = None
-    quant_format: str | None = None
 
     def _load_from_state_dict(
         self,
@@ -48,16 +63,18 @@ class Float8Weight:
         input_scale = state_dict.pop(f"{prefix}input_scale", None)
         weight = state_dict.get(f"{prefix}weight")
         if weight is None or weight.dtype != FLOAT8_E4M3FN.dtype:
+            self.loaded.plain += 1
             super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)  # type: ignore[misc]
             return
         del state_dict[f"{prefix}weight"]
-        if scale is not None:
-            self.scaled.append(prefix)
-        scale = torch.ones(()) if scale is None else scale
+        self.loaded.float8 += 1
+        if scale is None:
+            scale = torch.ones(())
+        else:
+            self.loaded.scaled.append(prefix)
         current = getattr(self, "weight", None)
         codes = weight if current is None else weight.to(current.device)
         tensor, self.layout_type = quantized_weight(codes, scale, self.dtype)
-        self.quant_format = FLOAT8_E4M3FN.name
         self.weight = torch.nn.Parameter(tensor, requires_grad=False)
         torch.nn.Module._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors)  # type: ignore[arg-type]
         if f"{prefix}weight" in missing:
@@ -172,25 +189,25 @@ class Float8Weight:
 
 
 def float8_operations(storage: torch.dtype, *, multiply: bool) -> Any:
-    """An operations class for ``model_options["custom_operations"]``; ``.scaled``: see ``Float8Weight``.
+    """An operations class for ``model_options["custom_operations"]``. Its ``loaded``: see ``Float8Weight``.
 
     Args:
         storage: of the layers that are not FP8.
         multiply: multiply in FP8 where the file has an input scale.
     """
-    taken: list[str] = []
+    counts = Loaded()
 
     class HSWQOperations(comfy.ops.manual_cast):  # type: ignore[misc]
-        scaled = taken
+        loaded = counts
 
         class Linear(Float8Weight, comfy.ops.manual_cast.Linear):  # type: ignore[misc]
-            dtype, fast, scaled = storage, multiply, taken
+            dtype, fast, loaded = storage, multiply, counts
 
             def _apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
                 return torch.nn.functional.linear(x, weight, bias)
 
         class Conv2d(Float8Weight, comfy.ops.manual_cast.Conv2d):  # type: ignore[misc]
-            dtype, fast, scaled = storage, False, taken
+            dtype, fast, loaded = storage, False, counts
 
             def _apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
                 return self._conv_forward(x, weight, bias)

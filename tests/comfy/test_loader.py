@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+
 import pytest
 import torch
 from hswq.hswq_core import QUANTIZE, FileError, FileSource, SettingError, format_named
@@ -237,6 +240,16 @@ class TestKeys:
             self.normalize(a__weight=torch.ones(4, 8), a__weight_scale=torch.ones(1))
 
 
+def test_the_log_tells_how_many_layers_are_fp8(comfy, made, caplog):
+    file = made(comfy, "flux-tiny", "v2")
+    with caplog.at_level(logging.INFO):
+        model = file.open().model.diffusion_model
+    float8 = sum(layer.action == QUANTIZE for layer in file.plan.layers)
+    linear = sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+    assert 0 < float8 < linear
+    assert f"{float8} layers in FP8, {linear - float8} in 16 bits" in caplog.text
+
+
 def test_a_file_without_fp8_is_refused(comfy, tools):
     with pytest.raises(FileError, match="ComfyUI's own loader"):
         tools.opened(tiny.make("flux-tiny"))
@@ -248,6 +261,13 @@ def test_a_truncated_file_is_refused(comfy, made, tools, tmp_path):
         (tmp_path / "half.safetensors").write_bytes(whole[:size])
         with pytest.raises(FileError, match=r"half\.safetensors.*Download or convert the file again"):
             tools.opened(tmp_path / "half.safetensors")
+
+
+def test_a_dtype_that_comfyui_cannot_read_is_refused(comfy, tools, tmp_path):
+    header = json.dumps({"x.weight": {"dtype": "F9", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(FileError, match=r"odd\.safetensors.*Download or convert the file again"):
+        tools.opened(tmp_path / "odd.safetensors")
 
 
 def test_a_pickle_is_refused(comfy, tools, tmp_path):

@@ -91,6 +91,12 @@ def test_a_dtype_outside_the_table_is_an_error_that_names_the_tensor(tmp_path):
         FileSource(path)
 
 
+def test_bytes_that_do_not_fill_the_shape_are_an_error_that_names_the_tensor(tmp_path):
+    path = with_header(tmp_path / "model.safetensors", {"x": record("F16", [3], 0, 4)}, b"\0" * 4)
+    with pytest.raises(FileError, match=r"model\.safetensors.*tensor x of shape \(3,\) and dtype F16 in 4 bytes"):
+        FileSource(path)
+
+
 def test_bytes_of_a_tensor():
     assert TensorInfo(torch.bfloat16, (3, 5)).nbytes == 30
     assert TensorInfo(torch.float32, ()).nbytes == 4

@@ -20,12 +20,12 @@ from hswq.hswq_core import (
     load_session,
     save_session,
 )
-from hswq.hswq_core.checkpoint import DTYPE_NAMES
 from hswq.hswq_core.containers import read_containers
 from hswq.hswq_core.header import HEADER_KEY, PLAN_KEY, header_metadata
 from hswq.hswq_core.plan import ACTIONS
 from hswq.hswq_core.states import Sample, State
 from hswq.hswq_core.states_file import load_states, save_states
+from hswq.hswq_core.tensor_header import DTYPE_NAMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file

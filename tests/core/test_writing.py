@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hswq.hswq_core import FileError, FileSource, TensorInfo, atomic, no_progress, read_header, writing
-from hswq.hswq_core.checkpoint import DTYPE_NAMES, NAMED_DTYPES
+from hswq.hswq_core.tensor_header import DTYPE_NAMES, NAMED_DTYPES
 from hswq.hswq_core.writing import MAX_HEADER_BYTES, OutputTensor, _behind, build_header, write_checkpoint
 from safetensors.torch import load_file, save_file
 
