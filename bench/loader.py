@@ -3,9 +3,9 @@
     nox -s bench -- loader.py --models sd15 sdxl-small flux-tiny --threads 2
 
 Random weights. Ours opens a v2 file (hswq, keep 0.1), ComfyUI's loader (weight_dtype fp8_e4m3fn) a plain v1 file of all
-layers. Times are paired, in alternating order, and given as the median of the pairs' ratios. Memory is that of a fresh
-process, which imports ComfyUI's model classes as it first loads; once more: with the first model still open. With a
-GPU: `--device cuda --latent 128 --batch 4`.
+layers, and once a scaled one, in comfy format. Times are paired, in alternating order, and given as the median of the
+pairs' ratios. Memory is that of a fresh process, which imports ComfyUI's model classes as it first loads; once more:
+with the first model still open. With a GPU: `--device cuda --latent 128 --batch 4`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from rig import inprocess, pack, tiny
 from rig.environment import child_environment
 
-FORMATS = {"ours": ("v2", 0.1), "stock": ("v1", 0.0)}
+FORMATS = {"ours": ("v2", 0.1), "stock": ("v1", 0.0), "scaled": ("comfy", 0.1)}
 COLUMNS = {
     "file": "file, MB",
     "loaded": "resident after load / file",
@@ -35,6 +35,7 @@ COLUMNS = {
     "peak_again": "while loading once more / file",
     "load": "time to load / stock",
     "load_ms": "that is, ms",
+    "load_scaled": "ComfyUI's own on a scaled file / stock",
     "first": "load and first call / stock",
     "call": "time of a call / stock",
     "lora": "with LoRA / stock with LoRA",
@@ -131,7 +132,11 @@ def measure_time(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     from safetensors.torch import load_file
 
     paths = {who: folder / f"{who}.safetensors" for who in FORMATS}
-    openers: dict[str, Callable[[Path], Any]] = {"ours": inprocess.open_fp8, "stock": opened_stock}
+    openers: dict[str, Callable[[Path], Any]] = {
+        "ours": inprocess.open_fp8,
+        "stock": opened_stock,
+        "scaled": inprocess.load_model,
+    }
     lora = load_file(tiny.lora(kind, rank=options.rank))
 
     def patched(who: str) -> Any:
@@ -147,9 +152,11 @@ def measure_time(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
     with torch.inference_mode():
         load, seconds = paired(lambda who: openers[who](paths[who]), options.repeats)
-        ratios = {"load": load, "load_ms": seconds * 1000, "first": paired(first, options.repeats)[0]}
+        scaled, _ = paired(lambda who: openers[who](paths[who]), options.repeats, who="scaled")
+        ratios = {"load": load, "load_ms": seconds * 1000, "load_scaled": scaled}
+        ratios["first"] = paired(first, options.repeats)[0]
         for key, make in (("call", lambda who: openers[who](paths[who])), ("lora", patched)):
-            models = {who: _loaded(make(who)) for who in FORMATS}
+            models = {who: _loaded(make(who)) for who in ("ours", "stock")}
             ratios[key] = paired(lambda who, models=models: called(models[who]), options.repeats)[0]
             del models
     return ratios
@@ -163,22 +170,22 @@ def _loaded(model: Any) -> Any:
     return model
 
 
-def paired(run: Callable[[str], Any], repeats: int) -> tuple[float, float]:
-    """Medians over pairs, in alternating order: seconds of "ours" by those of "stock", seconds of "ours".
+def paired(run: Callable[[str], Any], repeats: int, who: str = "ours") -> tuple[float, float]:
+    """Medians over pairs, in alternating order: seconds of ``who`` by those of "stock", seconds of ``who``.
 
     A first pair warms up.
     """
-    ratios, ours = [], []
+    ratios, own = [], []
     for index in range(repeats + 1):
         seconds = {}
-        for who in sorted(FORMATS, reverse=index % 2 == 1):
+        for each in sorted((who, "stock"), reverse=index % 2 == 1):
             gc.collect()
             begin = time.perf_counter()
-            run(who)
-            seconds[who] = time.perf_counter() - begin
-        ratios.append(seconds["ours"] / seconds["stock"])
-        ours.append(seconds["ours"])
-    return median(ratios[1:]), median(ours[1:])
+            run(each)
+            seconds[each] = time.perf_counter() - begin
+        ratios.append(seconds[who] / seconds["stock"])
+        own.append(seconds[who])
+    return median(ratios[1:]), median(own[1:])
 
 
 def opened_stock(path: Path) -> Any:

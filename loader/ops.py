@@ -75,7 +75,8 @@ class Float8Weight:
         current = getattr(self, "weight", None)
         codes = weight if current is None else weight.to(current.device)
         tensor, self.layout_type = quantized_weight(codes, scale, self.dtype)
-        self.weight = torch.nn.Parameter(tensor, requires_grad=False)
+        tensor._is_param = True  # a Parameter as it is: torch.nn.Parameter would copy it, a quarter of a layer's time
+        self.weight = tensor
         torch.nn.Module._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors)  # type: ignore[arg-type]
         if f"{prefix}weight" in missing:
             missing.remove(f"{prefix}weight")
