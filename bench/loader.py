@@ -139,8 +139,11 @@ def measure_time(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     }
     lora = load_file(tiny.lora(kind, rank=options.rank))
 
+    def opened(who: str) -> Any:
+        return openers[who](paths[who])
+
     def patched(who: str) -> Any:
-        return comfy.sd.load_lora_for_models(openers[who](paths[who]), None, lora, 1.0, 0.0)[0]
+        return comfy.sd.load_lora_for_models(opened(who), None, lora, 1.0, 0.0)[0]
 
     def called(model: Any) -> None:
         inprocess.call(model, size=options.latent, batch=options.batch, tokens=77)
@@ -148,14 +151,14 @@ def measure_time(folder: Path, options: argparse.Namespace) -> dict[str, float]:
             torch.cuda.synchronize()
 
     def first(who: str) -> None:
-        called(_loaded(openers[who](paths[who])))
+        called(_loaded(opened(who)))
 
     with torch.inference_mode():
-        load, seconds = paired(lambda who: openers[who](paths[who]), options.repeats)
-        scaled, _ = paired(lambda who: openers[who](paths[who]), options.repeats, who="scaled")
+        load, seconds = paired(opened, options.repeats)
+        scaled, _ = paired(opened, options.repeats, who="scaled")
         ratios = {"load": load, "load_ms": seconds * 1000, "load_scaled": scaled}
         ratios["first"] = paired(first, options.repeats)[0]
-        for key, make in (("call", lambda who: openers[who](paths[who])), ("lora", patched)):
+        for key, make in (("call", opened), ("lora", patched)):
             models = {who: _loaded(make(who)) for who in ("ours", "stock")}
             ratios[key] = paired(lambda who, models=models: called(models[who]), options.repeats)[0]
             del models
