@@ -13,6 +13,7 @@ import resource
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rig import inprocess, pack, tiny
@@ -28,17 +29,17 @@ WIDTHS = {"sdxl": (2048, 1280), "sdxl-small": (2048, 1280), "flux": (4096, 768)}
 
 @dataclass
 class Clock:
-    """Seconds of each stage of a conversion, by the first word of its progress."""
+    """Seconds of each stage of a conversion."""
 
     bar: tqdm[None]
     seconds: dict[str, float] = field(default_factory=dict)
     stage: str = "Opening"
     since: float = field(default_factory=time.perf_counter)
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, step: Any, done: int, total: int) -> None:
         """Progress callback of the converter."""
-        self.lap(what.split(" ", 1)[0])
-        self.bar.set_description_str(f"{what} ({done}/{total})")
+        self.lap(step.stage)
+        self.bar.set_description_str(f"{step} ({done}/{total})")
 
     def lap(self, stage: str) -> None:
         """The stage at hand ends, another begins."""
@@ -74,9 +75,9 @@ def main() -> None:
 
 def measured(options: argparse.Namespace) -> dict[str, float]:
     """Seconds by stage."""
-    from hswq.loader.calibrate import calibrated
-    from hswq.loader.convert import Request, convert_model
-    from hswq.loader.store import path_of
+    from hswq.loader.calibration.model import calibrated
+    from hswq.loader.convert.model import Request, convert_model
+    from hswq.loader.sessions.store import path_of
 
     kind, settings, tokens = MODELS[options.model]
     with torch.inference_mode(), tqdm(bar_format="{elapsed} {desc}", dynamic_ncols=True) as bar:
@@ -99,7 +100,7 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
 
 def drawn(session: Path) -> int:
     """Pictures that an earlier run has calibrated with."""
-    from hswq.hswq_core import load_session
+    from hswq.hswq_core.calibration.session import load_session
 
     return load_session(session).images if session.exists() else 0
 

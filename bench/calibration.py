@@ -56,8 +56,8 @@ def main() -> None:
 
 def measured(reference: Reference, options: argparse.Namespace, every: int) -> str:
     """The cells of a row."""
-    from hswq.hswq_core import load_session
-    from hswq.loader.calibrate import calibrated
+    from hswq.hswq_core.calibration.session import load_session
+    from hswq.loader.calibration.model import calibrated
 
     with TemporaryDirectory() as folder, torch.inference_mode():
         path = Path(folder) / "bench.pt"
@@ -98,7 +98,7 @@ def _draw(model: Any, reference: Reference, options: argparse.Namespace, seed: i
 
 def whole_session(kind: str) -> str:
     """Layers and sizes of the session of a model of real size."""
-    from hswq.hswq_core import save_session
+    from hswq.hswq_core.calibration.session import save_session
 
     session = random_session(tiny.make(kind))
     with TemporaryDirectory() as folder:

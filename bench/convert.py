@@ -24,8 +24,9 @@ from rig.environment import child_environment
 
 pack.alias()
 
-from hswq.hswq_core import LayerStats, Session, save_session  # noqa: E402
-from hswq.hswq_core.file_model import FileModel  # noqa: E402
+from hswq.hswq_core.calibration.observer import LayerStats  # noqa: E402
+from hswq.hswq_core.calibration.session import Session, save_session  # noqa: E402
+from hswq.hswq_core.convert.file_model import FileModel  # noqa: E402
 
 POLL = 0.05
 

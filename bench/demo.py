@@ -28,8 +28,9 @@ from tqdm import tqdm
 pack.alias()
 
 from hswq.figures.scores import psnr  # noqa: E402
-from hswq.hswq_core import FLOAT8_E4M3FN, FileSource  # noqa: E402
-from hswq.hswq_core.metrics import error_to_db  # noqa: E402
+from hswq.hswq_core.files.checkpoint import FileSource  # noqa: E402
+from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN  # noqa: E402
+from hswq.hswq_core.quant.metrics import error_to_db  # noqa: E402
 
 FAMILY, FOLDER, SESSION, SIZE = "flux", "diffusion_models", "demo", 128
 # format -> opened by the stock loader?

@@ -45,11 +45,12 @@ def main() -> None:
 
 def seen(name: str) -> list[Seen]:
     """The layers that the method rounds."""
-    from hswq.hswq_core import FLOAT8_E4M3FN, Exclusions
-    from hswq.hswq_core.learned import LearnedOptions, learnable
+    from hswq.hswq_core.methods.exclusions import Exclusions
+    from hswq.hswq_core.methods.learned import LearnedOptions, learnable
+    from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
     from hswq.loader.job import Job
-    from hswq.loader.moments import gather, shared_inputs
-    from hswq.loader.replay import Replay
+    from hswq.loader.model_aware.gather import gather, shared_inputs
+    from hswq.loader.replay.replay import Replay
 
     subject = Subject(REFERENCES[name], PICTURES, states=STATES)
     with torch.inference_mode():
@@ -85,7 +86,8 @@ def table(layers: list[Seen]) -> str:
 
 def by_descent(ridge: float | None = None, **options: int) -> Rounder:
     """The method with other settings."""
-    from hswq.hswq_core import FLOAT8_E4M3FN, learned
+    from hswq.hswq_core.methods import learned
+    from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
 
     def rounded(layer: Seen) -> torch.Tensor:
         usual = learned.RIDGE
@@ -105,8 +107,8 @@ def relaxed(weight: float) -> Rounder:
     Args:
         weight: of the regularizer 1 - |2h - 1|^β, β from 20 to 2, beside the loss relative to nearest rounding's.
     """
-    from hswq.hswq_core import FLOAT8_E4M3FN
-    from hswq.hswq_core.learned import LearnedOptions, input_moments
+    from hswq.hswq_core.methods.learned import LearnedOptions, input_moments
+    from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
 
     def rounded(layer: Seen) -> torch.Tensor:
         w, moments, values = layer.w, input_moments(layer.w, LearnedOptions()), FLOAT8_E4M3FN.values()
@@ -130,9 +132,9 @@ def relaxed(weight: float) -> Rounder:
 
 def row(label: str, layers: list[Seen], rounder: Rounder) -> str:
     """One line: geometric means over the layers, relative to nearest rounding."""
-    from hswq.hswq_core import FLOAT8_E4M3FN
-    from hswq.hswq_core.gram import output_error
-    from hswq.hswq_core.learned import LearnedOptions, input_moments
+    from hswq.hswq_core.methods.learned import LearnedOptions, input_moments
+    from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
+    from hswq.hswq_core.quant.moments import output_error
 
     began, found = time.perf_counter(), [rounder(layer) for layer in layers]
     seconds = (time.perf_counter() - began) / len(layers)

@@ -88,9 +88,9 @@ def make_files(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Both files, by the Converter."""
     kind = _start(options)
     import folder_paths
-    from hswq.loader.calibrate import calibrated
-    from hswq.loader.convert import Request, convert_model
-    from hswq.loader.store import path_of
+    from hswq.loader.calibration.model import calibrated
+    from hswq.loader.convert.model import Request, convert_model
+    from hswq.loader.sessions.store import path_of
 
     folder_paths.set_output_directory(str(folder))
     with torch.inference_mode():
@@ -105,7 +105,7 @@ def make_files(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 def measure_memory(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Weights in memory, and the peak of the process, relative to the file's tensors."""
     _start(options)
-    from hswq.hswq_core import read_header
+    from hswq.hswq_core.files.checkpoint import read_header
 
     path = folder / "ours.safetensors"
     size = sum(info.nbytes for info in read_header(path)[1].values())

@@ -26,10 +26,12 @@ from rig.environment import child_environment
 pack.alias()
 
 from convert import random_session  # noqa: E402
-from hswq.hswq_core import FLOAT8_E4M3FN as GRID  # noqa: E402
-from hswq.hswq_core import QUANTIZE, FileSource, Plan, save_session  # noqa: E402
-from hswq.hswq_core.formats import FORMATS  # noqa: E402
-from hswq.hswq_core.header import PLAN_KEY  # noqa: E402
+from hswq.hswq_core.calibration.session import save_session  # noqa: E402
+from hswq.hswq_core.convert.header import PLAN_KEY  # noqa: E402
+from hswq.hswq_core.files.checkpoint import FileSource  # noqa: E402
+from hswq.hswq_core.plan.formats import FORMATS  # noqa: E402
+from hswq.hswq_core.plan.plan import QUANTIZE, Plan  # noqa: E402
+from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN as GRID  # noqa: E402
 
 GROUPS = Path("/sys/fs/cgroup")
 

@@ -50,7 +50,7 @@ def main() -> None:
 
 def probed(reference: Reference) -> Probed:
     """Every layer alone rounded, v2."""
-    from hswq.loader.replay import Replay
+    from hswq.loader.replay.replay import Replay
 
     job, rounder, outcome = Subject(reference, 32).solved("v2", BUDGETS[1])
     solutions = dict(outcome.solutions)
@@ -79,7 +79,7 @@ def probed(reference: Reference) -> Probed:
 
 def changes(found: Any, wanted: Any) -> list[tuple[float, float]]:
     """(squared change of the denoised latent, the same relative to what the call removes) of each state."""
-    from hswq.loader.replay import relative_change
+    from hswq.loader.replay.replay import relative_change
 
     change = (found.denoised - wanted.denoised).square().flatten(1).sum(1)
     return list(zip(change.tolist(), relative_change(found, wanted).tolist(), strict=True))
@@ -97,7 +97,7 @@ def by_calls(calls: Mapping[str, list[tuple[float, float]]]) -> dict[str, Measur
 
 def by_shortlist(found: Probed, percent: float) -> Measure:
     """What the product does with a large model: the likely layers by calls, the others by what those say."""
-    from hswq.loader.probe import filled, likely
+    from hswq.loader.model_aware.probe import filled, likely
 
     own, calls = found.measures["own output error"], found.measures["2 calls, relative"]
     return filled({name: calls[name] for name in likely(own, found.cost, bytes_of(found, percent))}, own)
@@ -119,7 +119,7 @@ def table(found: Probed) -> str:
 
 def left(found: Probed, measure: Measure, percent: float) -> float:
     """Change of the pictures that is left, in dB above that of the truth's choice."""
-    from hswq.hswq_core.budget import choose_kept
+    from hswq.hswq_core.plan.budget import choose_kept
 
     budget, rests = bytes_of(found, percent), []
     for ranking in (measure, found.truth):
@@ -130,7 +130,7 @@ def left(found: Probed, measure: Measure, percent: float) -> float:
 
 def bytes_of(found: Probed, percent: float) -> int:
     """Bytes to spend."""
-    from hswq.hswq_core.budget import Budget
+    from hswq.hswq_core.plan.budget import Budget
 
     return Budget(percent).extra_bytes(found.smallest, len(found.cost))
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from make.templates.files import offer_models
+from make.templates.layout import place
 from PIL import Image
 from reference_models.prompts import calibration_prompts, evaluation_prompts
 from rig import flow, graph, pack
@@ -17,8 +19,6 @@ from rig.client import Prompt, Result
 from rig.page import Page
 from rig.prompts import node
 from rig.server import ComfyServer
-from templates.files import offer_models
-from templates.layout import place
 
 PICTURES = pack.ROOT / "docs" / "pictures"
 SESSION, PIXELS = "flux_01", 128

@@ -94,7 +94,7 @@ class Soaked:
 
 def soak(server: ComfyServer, runs: int) -> Soaked:
     """``runs`` sampling runs."""
-    from hswq.hswq_core import load_session
+    from hswq.hswq_core.calibration.session import load_session
 
     model = server.add_model("diffusion_models", tiny.make("flux-tiny"), "flux-tiny.safetensors")
     process = psutil.Process(server.process.pid)  # type: ignore[union-attr] - it is running

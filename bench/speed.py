@@ -22,10 +22,9 @@ from rig import pack
 
 pack.alias()
 
-from hswq.hswq_core import FLOAT8_E4M3FN as GRID  # noqa: E402
-from hswq.hswq_core import search_amax  # noqa: E402
-from hswq.hswq_core.importance import importance_over_weight  # noqa: E402
-from hswq.hswq_core.metrics import weighted_square_sum  # noqa: E402
+from hswq.hswq_core.quant.clip_search import importance_over_weight, search_amax  # noqa: E402
+from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN as GRID  # noqa: E402
+from hswq.hswq_core.quant.metrics import weighted_square_sum  # noqa: E402
 
 SHAPES = [
     (640, 640),

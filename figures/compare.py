@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ..hswq_core import Progress, SettingError, no_progress
+from ..hswq_core.errors import SettingError
+from ..hswq_core.progress import Progress, Step, no_progress
 from .perceptual import Measure, lpips_here
 from .scores import psnr, ssim
 from .verdict import Comparison, Pair
@@ -66,9 +67,9 @@ def seen(picture: torch.Tensor) -> torch.Tensor:
 def _pairs(reference: torch.Tensor, candidate: torch.Tensor, progress: Progress) -> Iterator[Pair]:
     lpips = lpips_here()
     for index, (wanted, got) in enumerate(zip(reference, candidate, strict=True)):
-        progress("Comparing pictures", index, len(reference))
+        progress(Step("Comparing", "pictures"), index, len(reference))
         yield _pair(index + 1, wanted, got.to(wanted.device), lpips)
-    progress("Comparing pictures", len(reference), len(reference))
+    progress(Step("Comparing", "pictures"), len(reference), len(reference))
 
 
 def _pair(number: int, reference: torch.Tensor, candidate: torch.Tensor, lpips: Measure | None) -> Pair:

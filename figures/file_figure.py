@@ -7,26 +7,11 @@ from collections import Counter
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..hswq_core.file_report import CHANGE, Curve, FileReport
-from ..hswq_core.plan import KEEP, QUANTIZE, SKIP
-from ..hswq_core.reporting import megabytes
+from ..hswq_core.plan.plan import KEEP, QUANTIZE, SKIP
+from ..hswq_core.reports.file import CHANGE, Curve, FileReport
+from ..hswq_core.reports.table import megabytes
 from .layers import Values, band, bars, points, sections, short_number
-from .theme import (
-    BLUE,
-    COLOURS,
-    FAINT,
-    HUGE,
-    LARGE,
-    LEFT,
-    MEDIUM,
-    ORANGE,
-    RIGHT,
-    SMALL,
-    TEXT,
-    new_figure,
-    panel,
-    say,
-)
+from .theme import BLUE, COLOURS, FAINT, HUGE, LARGE, LEFT, MEDIUM, ORANGE, RIGHT, SMALL, TEXT, new_figure, panel, say
 
 WORDS = {QUANTIZE: "in 8 bits", KEEP: "kept in 16", SKIP: "skipped"}
 MIDDLE = 0.53

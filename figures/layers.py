@@ -10,7 +10,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ..hswq_core.reporting import Row
+from ..hswq_core.reports.table import Row
 from .theme import COLOURS, FAINT, LINE, SMALL, ends, printable
 
 Values = Sequence[float | None]

@@ -6,9 +6,9 @@ import importlib
 
 import torch
 
-from ..hswq_core import SettingError
-from ..hswq_core.file_report import FileReport
-from ..hswq_core.session_report import SessionReport
+from ..hswq_core.errors import SettingError
+from ..hswq_core.reports.file import FileReport
+from ..hswq_core.reports.session import SessionReport
 
 
 def picture_of(report: FileReport | SessionReport) -> torch.Tensor:

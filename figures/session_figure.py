@@ -5,10 +5,10 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..hswq_core.convergence import ENOUGH, ENOUGH_LEVEL, MORE, UNKNOWN, Distance, allowed_changes
-from ..hswq_core.hswq import DEFAULT_KEEP_RATIO
-from ..hswq_core.plan import KEEP, QUANTIZE, SKIP
-from ..hswq_core.session_report import SessionReport
+from ..hswq_core.methods.hswq import DEFAULT_KEEP_RATIO
+from ..hswq_core.plan.plan import KEEP, QUANTIZE, SKIP
+from ..hswq_core.reports.convergence import ENOUGH, ENOUGH_LEVEL, MORE, UNKNOWN, Distance, allowed_changes
+from ..hswq_core.reports.session import SessionReport
 from .layers import band, bars, sections, short_number
 from .theme import (
     ANSWER,

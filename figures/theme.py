@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ..hswq_core.plan import KEEP, QUANTIZE, SKIP
+from ..hswq_core.plan.plan import KEEP, QUANTIZE, SKIP
 
 SIZE, DPI = (1600, 1200), 100
 # ComfyUI's canvas and node (#202020, #353535).

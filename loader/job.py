@@ -7,30 +7,31 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import folder_paths
 import torch
 
-from ..hswq_core import Conversion, Layer, Plan, Progress, format_named, report, source_layers, write_plan
-from ..hswq_core.atomic import require_writable
-from ..hswq_core.budget import BYTES_BESIDE_A_LAYER, smallest_size
-from ..hswq_core.encoding import Encoding
-from ..hswq_core.formats import TENSOR
-from ..hswq_core.names import describe, output_path
-from ..hswq_core.solve import Solution
-from ..hswq_core.states import MAX_STATES, State
-from ..hswq_core.states_file import load_states, states_path
-from .advice import require_recorded
+from ..hswq_core.calibration.states import MAX_STATES, State
+from ..hswq_core.calibration.states_file import load_states, states_path
+from ..hswq_core.convert.output import Conversion, report, source_layers, write_plan
+from ..hswq_core.files.atomic import require_writable
+from ..hswq_core.files.names import describe, output_path
+from ..hswq_core.methods.solve import Solution
+from ..hswq_core.model.layer import Layer
+from ..hswq_core.plan.budget import BYTES_BESIDE_A_LAYER, smallest_size
+from ..hswq_core.plan.encoding import Encoding
+from ..hswq_core.plan.formats import TENSOR, format_named
+from ..hswq_core.plan.plan import Plan
+from ..hswq_core.progress import Progress
+from .calibration.model import require_recorded
+from .devices import make_room, search_device
 from .model import inspect_model
+from .open.verify import verify_file
+from .sessions.store import open_session, path_of
 from .source import ModelSource
-from .store import open_session, path_of
-from .verify import verify_file
 
 log = logging.getLogger(__name__)
 
 WORK_SUFFIX = ".work"
-# float32 weight, its absolute values, bin numbers, importance (8 bytes), codes, error: counted in the code.
-SEARCH_BYTES_PER_WEIGHT = 32
 
 
 class Job:
@@ -114,19 +115,6 @@ class Job:
         )
         log.info("HSWQ: %s: %s", done.path.name, plan.accounting())
         return done, report(done, self.session)
-
-
-def search_device() -> torch.device:
-    """The GPU, if there is one. Apple's MPS has no float64, which the search sums in: there the CPU searches."""
-    device: torch.device = comfy.model_management.get_torch_device()
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-def make_room(layers: list[Layer], device: torch.device) -> None:
-    """Let ComfyUI unload models until the search of the largest layer fits on a GPU."""
-    if device.type != "cpu":
-        largest = max((layer.weights for layer in layers), default=0)
-        comfy.model_management.free_memory(largest * SEARCH_BYTES_PER_WEIGHT, device)
 
 
 def _reader(source: ModelSource, layers: list[Layer]) -> Callable[[Layer], torch.Tensor]:

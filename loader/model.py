@@ -7,17 +7,12 @@ from typing import Any
 
 import torch
 
-from ..hswq_core import (
-    FLOAT8_DTYPES,
-    LAYER_KINDS,
-    Family,
-    Fingerprint,
-    LayerError,
-    LayerStats,
-    detect_family,
-    layout_hash,
-    sample_weights,
-)
+from ..hswq_core.calibration.observer import LayerStats
+from ..hswq_core.errors import LayerError
+from ..hswq_core.model.families import Family, detect_family
+from ..hswq_core.model.fingerprint import Fingerprint, layout_hash, sample_weights
+from ..hswq_core.model.layer import LAYER_KINDS
+from ..hswq_core.quant.grid import FLOAT8_DTYPES
 
 PARAMETER_PREFIX = "diffusion_model."
 _COMPILED_PREFIX = "_orig_mod."

@@ -15,9 +15,11 @@ from typing import Any
 import comfy.lora
 import torch
 
-from ..hswq_core import FileError, FileSource, Fingerprint, SettingError, TensorInfo, sample_weights
-from .keys import key_prefix
+from ..hswq_core.errors import FileError, SettingError
+from ..hswq_core.files.checkpoint import FileSource, TensorInfo
+from ..hswq_core.model.fingerprint import Fingerprint, sample_weights
 from .model import PARAMETER_PREFIX, ModelInfo, original
+from .open.keys import key_prefix
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
-from ..loader.guard import watcher
+from ..loader.open.guard import watcher
 from .calibration import HSWQCalibration
 from .compare import HSWQCompare
 from .converter import HSWQConverter

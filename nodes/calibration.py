@@ -7,10 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hswq_core.states import AUTO
-from ..loader.calibrate import calibrated
-from ..loader.calibrate_text import calibrated_clip
-from ..loader.store import path_of
+from ..hswq_core.calibration.states import AUTO
+from ..loader.calibration.model import calibrated
+from ..loader.calibration.text import calibrated_clip
+from ..loader.sessions.store import path_of
 from .status import check_session_name, show_text
 
 DEFAULT_SESSION = "session_01"

@@ -7,12 +7,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hswq_core import FORMATS, HSWQError
-from ..hswq_core.budget import DEFAULT_EXTRA_PERCENT
-from ..hswq_core.encoding import MOST_LOSS_DB
-from ..hswq_core.formats import GRANULARITIES, TENSOR
-from ..hswq_core.hswq import DEFAULT_KEEP_RATIO
-from ..loader.convert import METHODS, Request, convert_model
+from ..hswq_core.errors import HSWQError
+from ..hswq_core.methods.hswq import DEFAULT_KEEP_RATIO
+from ..hswq_core.plan.budget import DEFAULT_EXTRA_PERCENT
+from ..hswq_core.plan.encoding import MOST_LOSS_DB
+from ..hswq_core.plan.formats import FORMATS, GRANULARITIES, TENSOR
+from ..loader.convert.model import METHODS, Request, convert_model
 from .calibration import DEFAULT_SESSION
 from .status import check_session_name, node_progress, session_stamps, show_text
 

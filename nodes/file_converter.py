@@ -7,12 +7,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hswq_core import FORMATS, HSWQError
-from ..hswq_core.file_convert import METHODS, NEAREST
-from ..hswq_core.hswq import DEFAULT_KEEP_RATIO
-from ..hswq_core.presets import AUTO, PRESETS
-from ..loader.file import convert_listed, listed_files, listed_path
-from ..loader.opening import Stamp
+from ..hswq_core.convert.file import METHODS, NEAREST
+from ..hswq_core.errors import HSWQError
+from ..hswq_core.methods.hswq import DEFAULT_KEEP_RATIO
+from ..hswq_core.model.presets import AUTO, PRESETS
+from ..hswq_core.plan.formats import FORMATS
+from ..loader.convert.file import convert_listed, listed_files, listed_path
+from ..loader.stamp import Stamp
 from .status import check_session_name, node_progress, session_stamps, show_text
 
 

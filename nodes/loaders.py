@@ -9,9 +9,10 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..loader.lora import EXACT, LORA_MODES
-from ..loader.open import open_checkpoint, open_diffusion_model
-from ..loader.opening import AUTO, DTYPES, Opening, Stamp
+from ..loader.open.lora import EXACT, LORA_MODES
+from ..loader.open.open import open_checkpoint, open_diffusion_model
+from ..loader.open.options import AUTO, DTYPES, Opening
+from ..loader.stamp import Stamp
 
 OPENS = "Opens v1, v2 and comfy files. Linear and convolution weights stay FP8 in memory, kept layers stay FP16."
 

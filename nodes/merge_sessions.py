@@ -7,10 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hswq_core import HSWQError
-from ..loader.merge import merge_named, session_names
-from ..loader.opening import Stamp
-from ..loader.store import path_of
+from ..hswq_core.errors import HSWQError
+from ..loader.sessions.merge import merge_named, session_names
+from ..loader.sessions.store import path_of
+from ..loader.stamp import Stamp
 from .status import check_session_name, show_text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..hswq_core.prompts import SEEDS, prompts_in, turn
+from ..hswq_core.calibration.prompts import SEEDS, prompts_in, turn
 from .status import show_text
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..figures.report import picture_of
-from ..hswq_core import HSWQError, SettingError
-from ..hswq_core.file_report import FileReport, report_file
-from ..hswq_core.session_report import SessionReport, report_session
-from ..loader.file import given_path, listed_files, listed_path
-from ..loader.opening import Stamp
-from ..loader.store import path_of
+from ..hswq_core.errors import HSWQError, SettingError
+from ..hswq_core.reports.file import FileReport, report_file
+from ..hswq_core.reports.session import SessionReport, report_session
+from ..loader.convert.file import given_path, listed_files, listed_path
+from ..loader.sessions.store import path_of
+from ..loader.stamp import Stamp
 from .calibration import DEFAULT_SESSION
 from .status import check_session_name, session_stamps
 

@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 from server import PromptServer
 
-from ..loader.listing import next_free, saved_sessions
+from ..loader.sessions.listing import next_free, saved_sessions
 
 SESSIONS = "/hswq/sessions"
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import astuple
 
 import comfy.model_management
 import comfy.utils
 from server import PromptServer
 
-from ..hswq_core import SettingError
-from ..hswq_core.plan import time_left
-from ..hswq_core.states_file import states_path
-from ..loader.opening import Stamp
-from ..loader.store import path_of, sessions_folder
+from ..hswq_core.calibration.states_file import states_path
+from ..hswq_core.errors import SettingError
+from ..hswq_core.progress import Progress, Step, time_left
+from ..loader.sessions.store import path_of, sessions_folder
+from ..loader.stamp import Stamp
 
 
 def check_session_name(session: str | None) -> bool | str:
@@ -45,23 +44,23 @@ def show_text(text: str, node_id: str | None) -> None:
         PromptServer.instance.send_progress_text(text, node_id)
 
 
-def node_progress(node_id: str | None) -> Callable[[str, int, int], None]:
-    """A callback (what, done, total) for long work: progress bar, text with the time left on the node, and Cancel.
+def node_progress(node_id: str | None) -> Progress:
+    """A callback for long work: progress bar, text with the time left on the node, and Cancel.
 
     Cancel raises ComfyUI's InterruptProcessingException out of the callback.
     """
     bars: dict[str, comfy.utils.ProgressBar] = {}
     begun: dict[str, tuple[float, int]] = {}  # when, and what a run before it had done
 
-    def progress(what: str, done: int, total: int) -> None:
+    def progress(step: Step, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        stage = what.split(" ", 1)[0]
+        stage = step.stage
         if stage not in bars:
             bars[stage] = comfy.utils.ProgressBar(max(total, 1), node_id=node_id)
             begun[stage] = time.monotonic(), done
         bars[stage].update_absolute(done, max(total, 1))
         start, before = begun[stage]
         left = time_left(time.monotonic() - start, done - before, total - before)
-        show_text(f"{what} ({done / max(total, 1):.0%}{left})", node_id)
+        show_text(f"{step} ({done / max(total, 1):.0%}{left})", node_id)
 
     return progress

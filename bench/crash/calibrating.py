@@ -80,10 +80,11 @@ class Calibrating:
 
     def findings(self, session: str) -> Iterator[str]:
         """What is wrong with a session's files, one line each."""
-        from hswq.hswq_core import HSWQError, load_session
-        from hswq.hswq_core.states import MAX_STATES
-        from hswq.hswq_core.states_file import load_states, states_path
-        from hswq.loader.store import path_of
+        from hswq.hswq_core.calibration.session import load_session
+        from hswq.hswq_core.calibration.states import MAX_STATES
+        from hswq.hswq_core.calibration.states_file import load_states, states_path
+        from hswq.hswq_core.errors import HSWQError
+        from hswq.loader.sessions.store import path_of
 
         path = path_of(session)
         if not path.exists():
@@ -104,8 +105,9 @@ class Calibrating:
             yield str(error)
 
     def _saved(self, session: str) -> int:
-        from hswq.hswq_core import SessionError, load_session
-        from hswq.loader.store import path_of
+        from hswq.hswq_core.calibration.session import load_session
+        from hswq.hswq_core.errors import SessionError
+        from hswq.loader.sessions.store import path_of
 
         try:
             return int(load_session(path_of(session)).calls)

@@ -77,8 +77,9 @@ class Converting:
 
     def findings(self, tally: Tally) -> Iterator[str]:
         """What is wrong with files under final names, one line each."""
-        from hswq.hswq_core import FileSource, HSWQError
-        from hswq.hswq_core.quantized import findings
+        from hswq.hswq_core.errors import HSWQError
+        from hswq.hswq_core.files.checkpoint import FileSource
+        from hswq.hswq_core.reports.inspect import findings
 
         temporary = temporary_files([self.folder])
         for path in sorted(set(self.target.iterdir()) - temporary):

@@ -9,22 +9,14 @@ import zlib
 from pathlib import Path
 
 import torch
-from hswq.hswq_core import (
-    FORMATS,
-    KEEP,
-    QUANTIZE,
-    SKIP,
-    Fingerprint,
-    LayerPlan,
-    LayerStats,
-    Plan,
-    Session,
-    layout_hash,
-    save_session,
-)
-from hswq.hswq_core.grid import FLOAT8_E4M3FN
-from hswq.hswq_core.states import SCHEDULE, Sample, State
-from hswq.hswq_core.states_file import save_states
+from hswq.hswq_core.calibration.observer import LayerStats
+from hswq.hswq_core.calibration.session import Session, save_session
+from hswq.hswq_core.calibration.states import SCHEDULE, Sample, State
+from hswq.hswq_core.calibration.states_file import save_states
+from hswq.hswq_core.model.fingerprint import Fingerprint, layout_hash
+from hswq.hswq_core.plan.formats import FORMATS
+from hswq.hswq_core.plan.plan import KEEP, QUANTIZE, SKIP, LayerPlan, Plan
+from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
 from safetensors.torch import save_file
 
 SHAPES = {"in.fc": ("Linear", (4, 3), 3), "mid.conv": ("Conv2d", (4, 2, 3, 3), 2), "out.fc": ("Linear", (2, 5), 5)}

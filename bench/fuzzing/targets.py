@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from hswq.hswq_core import HSWQError, SettingError
-from hswq.hswq_core.formats import marker_record
-from hswq.hswq_core.header import HEADER_KEY, PLAN_KEY, declared_format, declared_plan
-from hswq.hswq_core.names import output_path, session_path
-from hswq.hswq_core.predecessor import import_predecessor, is_predecessor
-from hswq.hswq_core.quantized import QuantizedFile, compare, findings
-from hswq.hswq_core.session import parse_session, read_pt
-from hswq.hswq_core.states_file import load_states
+from hswq.hswq_core.calibration.predecessor import import_predecessor, is_predecessor
+from hswq.hswq_core.calibration.session import parse_session, read_pt
+from hswq.hswq_core.calibration.states_file import load_states
+from hswq.hswq_core.convert.header import HEADER_KEY, PLAN_KEY, declared_format, declared_plan
+from hswq.hswq_core.errors import HSWQError, SettingError
+from hswq.hswq_core.files.names import output_path, session_path
+from hswq.hswq_core.plan.formats import marker_record
+from hswq.hswq_core.reports.inspect import QuantizedFile, compare, findings
 
 from . import mutate, seeds
 

@@ -38,8 +38,8 @@ class Parts:
 
 def made(subject: Subject, parts: Parts) -> Path:
     """The file; layers are rounded and probed once for all parts, and found again on disk."""
-    from hswq.loader.candidates import Candidate, plan_of
-    from hswq.loader.rounder import SOLVED
+    from hswq.loader.model_aware.candidates import Candidate, plan_of
+    from hswq.loader.model_aware.rounder import SOLVED
 
     job, rounder, whole = subject.solved(FORMAT, EXTRA)
     solved = dict(whole.solutions)
@@ -55,8 +55,8 @@ def made(subject: Subject, parts: Parts) -> Path:
 
 
 def _kept(parts: Parts, job: Any, change: Mapping[str, float], solved: Mapping[str, Any]) -> Collection[str]:
-    from hswq.hswq_core.budget import Budget, choose_kept, fitting
-    from hswq.hswq_core.hswq import by_sensitivity
+    from hswq.hswq_core.methods.hswq import by_sensitivity
+    from hswq.hswq_core.plan.budget import Budget, choose_kept, fitting
 
     cost = {name: job.by_name[name].weights for name in change}
     budget = Budget(EXTRA).extra_bytes(job.smallest(), len(job.layers))

@@ -35,7 +35,9 @@ class Method:
 
 def nearest(subject: Subject, file_format: str) -> Path:
     """Every layer rounded to nearest: what a stock FP8 file is."""
-    from hswq.hswq_core import Exclusions, format_named, plan_nearest
+    from hswq.hswq_core.methods.exclusions import Exclusions
+    from hswq.hswq_core.methods.nearest import plan_nearest
+    from hswq.hswq_core.plan.formats import format_named
 
     return subject.planned(
         lambda job: plan_nearest(
@@ -49,9 +51,10 @@ def nearest(subject: Subject, file_format: str) -> Path:
 
 def learned(subject: Subject, file_format: str) -> Path:
     """Every layer rounded by its own weight alone, as the command line's method learned does."""
-    from hswq.hswq_core import Exclusions, format_named
-    from hswq.hswq_core.learned import LearnedOptions, plan_learned
-    from hswq.hswq_core.solve import Solution
+    from hswq.hswq_core.methods.exclusions import Exclusions
+    from hswq.hswq_core.methods.learned import LearnedOptions, plan_learned
+    from hswq.hswq_core.methods.solve import Solution
+    from hswq.hswq_core.plan.formats import format_named
 
     solutions: dict[str, Solution] = {}
 
@@ -70,7 +73,9 @@ def learned(subject: Subject, file_format: str) -> Path:
 
 def published(subject: Subject, file_format: str, keep_ratio: float) -> Path:
     """HSWQ as its author does it: every layer ranked, none excluded."""
-    from hswq.hswq_core import Exclusions, format_named, plan_hswq
+    from hswq.hswq_core.methods.exclusions import Exclusions
+    from hswq.hswq_core.methods.hswq import plan_hswq
+    from hswq.hswq_core.plan.formats import format_named
 
     return subject.planned(
         lambda job: plan_hswq(

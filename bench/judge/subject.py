@@ -45,9 +45,9 @@ class Subject:
         self.calibration_seconds = time.perf_counter() - began
 
     def _calibrate(self, pictures: int, calibration: int, settings: dict[str, int]) -> None:
-        from hswq.hswq_core.states_file import states_path
-        from hswq.loader.calibrate import calibrated
-        from hswq.loader.store import path_of
+        from hswq.hswq_core.calibration.states_file import states_path
+        from hswq.loader.calibration.model import calibrated
+        from hswq.loader.sessions.store import path_of
         from hswq.nodes.calibration import MEASURE_EVERY
 
         path = path_of(self.session)
@@ -74,7 +74,7 @@ class Subject:
         Args:
             solutions: of layers that are not rounded to nearest.
         """
-        from hswq.hswq_core import no_progress
+        from hswq.hswq_core.progress import no_progress
 
         with torch.inference_mode():
             target = job.target(f"{plan.method}_{plan.budget}", plan.file_format, "")
@@ -86,12 +86,13 @@ class Subject:
         Args:
             options: of the Encoding.
         """
-        from hswq.hswq_core import format_named, no_progress
-        from hswq.hswq_core.budget import Budget
-        from hswq.hswq_core.encoding import Encoding
+        from hswq.hswq_core.plan.budget import Budget
+        from hswq.hswq_core.plan.encoding import Encoding
+        from hswq.hswq_core.plan.formats import format_named
+        from hswq.hswq_core.progress import no_progress
         from hswq.loader.job import Job
-        from hswq.loader.model_aware import plan_model_aware
-        from hswq.loader.rounder import Rounder
+        from hswq.loader.model_aware.plan import plan_model_aware
+        from hswq.loader.model_aware.rounder import Rounder
 
         with torch.inference_mode():
             job = Job(self.model, None, None, self.session)
@@ -101,8 +102,8 @@ class Subject:
 
     def converted(self, file_format: str, method: str, **settings: Any) -> Path:
         """The file the Converter node writes."""
-        from hswq.hswq_core import no_progress
-        from hswq.loader.convert import Request, convert_model
+        from hswq.hswq_core.progress import no_progress
+        from hswq.loader.convert.model import Request, convert_model
 
         request = Request(self.session, file_format, method, **settings)
         with torch.inference_mode():

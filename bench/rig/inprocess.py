@@ -55,8 +55,8 @@ def load_model(path: Path, **model_options: Any) -> Any:
 
 def open_fp8(path: Path, **options: Any) -> Any:
     """The diffusion model of a file through HSWQ Diffusion Model Loader: a ModelPatcher."""
-    from hswq.loader.open import open_diffusion_model
-    from hswq.loader.opening import Opening
+    from hswq.loader.open.open import open_diffusion_model
+    from hswq.loader.open.options import Opening
 
     return open_diffusion_model(path, Opening(**options))
 

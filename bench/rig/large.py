@@ -22,8 +22,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 def make(kind: str) -> Path:
     """The file of a key of ``KINDS``, made on first use."""
-    from hswq.hswq_core import TensorInfo, no_progress
-    from hswq.hswq_core.writing import OutputTensor, write_checkpoint
+    from hswq.hswq_core.files.checkpoint import TensorInfo
+    from hswq.hswq_core.files.writing import OutputTensor, write_checkpoint
+    from hswq.hswq_core.progress import no_progress
 
     path = cache_folder() / "models" / f"large-{kind}.safetensors"
     if not path.exists():

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from ..calibration.session import load_session
+from ..convert.file import HSWQ, FileJob, FileMethod, file_method
 from ..errors import HSWQError
-from ..file_convert import HSWQ, FileJob, FileMethod, file_method
-from ..learned import LearnedOptions
-from ..presets import preset_named
-from ..session import load_session
+from ..methods.learned import LearnedOptions
+from ..model.presets import preset_named
 from .progress import bar
 
 log = logging.getLogger("hswq")

@@ -12,12 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import read_header
+from ..calibration.session import Session, load_session
+from ..convert.header import declared_plan
 from ..errors import FileError
-from ..header import declared_plan
-from ..quantized import QuantizedFile, findings
-from ..quantized import compare as differences
-from ..session import Session, load_session
+from ..files.checkpoint import read_header
+from ..reports.inspect import QuantizedFile, findings
+from ..reports.inspect import compare as differences
 
 log = logging.getLogger("hswq")
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from glob import glob
 from pathlib import Path
 
+from ..convert.file import HSWQ, METHODS
 from ..errors import HSWQError
-from ..file_convert import HSWQ, METHODS
-from ..formats import FORMATS
-from ..hswq import DEFAULT_KEEP_RATIO
-from ..learned import LearnedOptions
-from ..presets import AUTO, PRESETS
+from ..methods.hswq import DEFAULT_KEEP_RATIO
+from ..methods.learned import LearnedOptions
+from ..model.presets import AUTO, PRESETS
+from ..plan.formats import FORMATS
 from . import convert, look, merge
 
 log = logging.getLogger("hswq")

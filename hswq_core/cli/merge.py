@@ -6,8 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
+from ..calibration.merge import is_taken, merge_files, save_merged, taken
 from ..errors import SettingError
-from ..merging import is_taken, merge_files, save_merged, taken
 
 log = logging.getLogger("hswq")
 

@@ -8,24 +8,23 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from ..plan import Progress
+from ..progress import Progress, Step
 
 
 @contextmanager
 def bar() -> Iterator[Progress]:
-    """A progress callback, (what, bytes done, in all): one bar for each stage, which is the first word of ``what``."""
+    """A progress callback with one bar for each stage."""
     hidden = not logging.getLogger("hswq").isEnabledFor(logging.INFO)
     shown: tqdm[None] | None = None
     stage = ""
 
-    def report(what: str, done: int, total: int) -> None:
+    def report(step: Step, done: int, total: int) -> None:
         nonlocal shown, stage
-        first = what.split(" ", 1)[0]
-        if shown is None or first != stage:
+        if shown is None or step.stage != stage:
             if shown is not None:
                 shown.close()
-            stage = first
-            shown = tqdm(total=total, desc=first, unit="B", unit_scale=True, disable=hidden or None, leave=False)
+            stage = step.stage
+            shown = tqdm(total=total, desc=step.stage, unit="B", unit_scale=True, disable=hidden or None, leave=False)
         shown.update(done - shown.n)
 
     try:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from hswq.hswq_core import FLOAT8_E4M3FN, FileSource
-from hswq.hswq_core.grid import by_channel
+from hswq.hswq_core.files.checkpoint import FileSource
+from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN, by_channel
 from rig import inprocess, tiny
 from safetensors.torch import save_file
 
@@ -102,9 +102,9 @@ def made(tmp_path_factory) -> Callable[..., Converted]:
 
 def _convert(comfy: Any, folder: Path, kind: str, name: str, number: int, settings: dict[str, Any]) -> Converted:
     import folder_paths
-    from hswq.loader.calibrate import calibrated
-    from hswq.loader.convert import Request, convert_model
-    from hswq.loader.store import path_of
+    from hswq.loader.calibration.model import calibrated
+    from hswq.loader.convert.model import Request, convert_model
+    from hswq.loader.sessions.store import path_of
 
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(folder))
@@ -144,7 +144,7 @@ class Calibrated:
 
     def convert(self, progress: Callable[[str, int, int], None] = lambda *_: None, **settings: Any) -> tuple[Any, str]:
         """Conversion and report; ``settings`` of the Request."""
-        from hswq.loader.convert import Request, convert_model
+        from hswq.loader.convert.model import Request, convert_model
 
         request = Request(self.session, **{"file_format": "v2", **settings})
         with torch.inference_mode():
@@ -168,8 +168,8 @@ def calibrated(tmp_path) -> Iterator[Calibrated]:
     """flux-tiny, two pictures of six calls, every call kept."""
     inprocess.load_comfy()
     import folder_paths
-    from hswq.loader.calibrate import calibrated as wrapped
-    from hswq.loader.store import path_of
+    from hswq.loader.calibration.model import calibrated as wrapped
+    from hswq.loader.sessions.store import path_of
 
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(tmp_path / "output"))
@@ -187,7 +187,7 @@ def calibrated(tmp_path) -> Iterator[Calibrated]:
 @pytest.fixture
 def counted() -> Callable[[Any], AbstractContextManager[dict[str, int]]]:
     """``with counted(replay) as counts``: {layer: its calls within the context}."""
-    from hswq.loader.replay import hooked
+    from hswq.loader.replay.replay import hooked
 
     @contextmanager
     def within(replay: Any) -> Iterator[dict[str, int]]:

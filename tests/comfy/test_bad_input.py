@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fuzzing.file_attacks import CHECKPOINTS, STATES
 from fuzzing.session_attacks import SESSIONS
-from hswq.hswq_core import load_session, save_session
+from hswq.hswq_core.calibration.session import load_session, save_session
 from rig import flow, graph, prompts, tiny
 from rig.client import Prompt
 from rig.wait import until

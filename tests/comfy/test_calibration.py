@@ -7,8 +7,8 @@ import re
 import pytest
 import safetensors.torch
 import torch
-from hswq.hswq_core import load_session
-from hswq.hswq_core.states_file import count_states, states_path
+from hswq.hswq_core.calibration.session import load_session
+from hswq.hswq_core.calibration.states_file import count_states, states_path
 from rig import flow, prompts, tiny
 from rig.client import Prompt
 from rig.server import ComfyServer
@@ -179,7 +179,7 @@ def test_the_node_says_what_it_records(server, models):
 
 def test_the_node_says_when_saving_fails(comfy, tmp_path, caplog):
     """A folder takes the session's place while the model draws: the calls stay in memory, the next save has them."""
-    from hswq.loader.calibrate import calibrated as watched
+    from hswq.loader.calibration.model import calibrated as watched
 
     lines: list[str] = []
     model = watched(comfy.load_model(tiny.make("flux-tiny")), tmp_path / "fails.pt", 50, lines.append)

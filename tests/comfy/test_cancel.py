@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hswq.hswq_core import load_session
+from hswq.hswq_core.calibration.session import load_session
+from hswq.hswq_core.progress import Step
 from rig import inprocess, tiny
 
 pytestmark = [pytest.mark.comfy, pytest.mark.compat]
@@ -26,13 +27,13 @@ class Button:
         self._stage, self._left = stage, at
         self.stages: list[str] = []
 
-    def __call__(self, what: str, _done: int, _total: int) -> None:
+    def __call__(self, step: Step, _done: int, _total: int) -> None:
         import comfy.model_management
 
         comfy.model_management.throw_exception_if_processing_interrupted()  # as the nodes' own progress does
         if self._left == 0:
-            self.stages.append(what)
-        elif what.startswith(self._stage):
+            self.stages.append(step.stage)
+        elif step.stage == self._stage:
             self._left -= 1
             if self._left == 0:
                 comfy.model_management.interrupt_current_processing()
@@ -80,7 +81,7 @@ def test_a_conversion_after_a_cancelled_one_is_the_same(calibrated):
     ("method", "stage"), [("nearest", "Rounding"), ("learned", "Learning"), ("nearest", "Writing")]
 )
 def test_file_to_file(comfy, tmp_path, method, stage):
-    from hswq.hswq_core.file_convert import FileJob, file_method
+    from hswq.hswq_core.convert.file import FileJob, file_method
 
     job = FileJob.open(tiny.make("flux-tiny"), file_method(method), "v2")
     button = Button(stage, 2)
@@ -94,7 +95,7 @@ def test_calibrating(comfy, tmp_path, at):
     """Within a call of the model, as the server's Cancel comes: calls that were completed are saved."""
     import comfy.model_management
     from comfy.patcher_extension import WrappersMP
-    from hswq.loader.calibrate import calibrated
+    from hswq.loader.calibration.model import calibrated
 
     path, calls = tmp_path / "s.pt", []
     model = inprocess.load_model(tiny.make("flux-tiny"))

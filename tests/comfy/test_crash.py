@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hswq.hswq_core import load_session
-from hswq.hswq_core.states import MAX_STATES
-from hswq.hswq_core.states_file import load_states, states_path
+from hswq.hswq_core.calibration.session import load_session
+from hswq.hswq_core.calibration.states import MAX_STATES
+from hswq.hswq_core.calibration.states_file import load_states, states_path
 from rig import inprocess, pack, tiny
 from rig.environment import child_environment
 from rig.wait import until
@@ -30,7 +30,7 @@ import torch
 from rig import inprocess, pack, tiny
 pack.alias()
 inprocess.load_comfy()
-from hswq.loader.calibrate import calibrated
+from hswq.loader.calibration.model import calibrated
 path, first = Path(sys.argv[1]), int(sys.argv[2])
 with torch.inference_mode():
     model = inprocess.load_model(tiny.make("flux-tiny"))
@@ -66,7 +66,7 @@ def draw(model, seed: int, steps: int = STEPS) -> torch.Tensor:
 
 def flux(path: Path, save_every: int = 1):
     """(model, the same calibrated)."""
-    from hswq.loader.calibrate import calibrated
+    from hswq.loader.calibration.model import calibrated
 
     model = inprocess.load_model(tiny.make("flux-tiny"))
     return model, calibrated(model, path, save_every, lambda _line: None)
@@ -134,7 +134,7 @@ def test_the_lock_of_a_killed_process_is_free(comfy, tmp_path):
 
 
 def test_a_process_that_hangs_holds_up_no_generation(comfy, tmp_path, monkeypatch, caplog):
-    from hswq.loader import calibrate
+    from hswq.loader.calibration import model as calibrate
 
     path = tmp_path / "s.pt"
     model, watched = flux(path)

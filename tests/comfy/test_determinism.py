@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hswq.hswq_core import FileSource
+from hswq.hswq_core.files.checkpoint import FileSource
 from rig import flow, pack, tiny
 from rig.environment import child_environment
 

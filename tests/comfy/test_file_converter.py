@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hswq.hswq_core import FileSource
+from hswq.hswq_core.files.checkpoint import FileSource
 from PIL import Image
 from rig import flow, prompts, tiny
 from rig.client import Prompt

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hswq.hswq_core import FileError, atomic, load_session
-from hswq.hswq_core.states import MAX_STATES
-from hswq.hswq_core.states_file import load_states, states_path
+from hswq.hswq_core.calibration.session import load_session
+from hswq.hswq_core.calibration.states import MAX_STATES
+from hswq.hswq_core.calibration.states_file import load_states, states_path
+from hswq.hswq_core.errors import FileError
+from hswq.hswq_core.files import atomic
+from hswq.hswq_core.progress import Step
 from rig import flow, inprocess, tiny
 from rig.disk import NoDiskError, fill, largest_file, read_only, small_disk
 
@@ -93,7 +96,7 @@ def disk(tmp_path) -> Iterator[Callable[[], Path]]:
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda one: one.__name__)
 def test_a_run_ends_as_ever_and_the_next_save_brings_what_it_saw(comfy, disk, tmp_path, caplog, trouble):
     """Saved after each call, so that the first, the middle ones and the last of a run meet the trouble."""
-    from hswq.loader.calibrate import calibrated
+    from hswq.loader.calibration.model import calibrated
     from hswq.loader.model import inspect_model
 
     folder = disk() if trouble in REAL_DISK else tmp_path / "hswq_stats"
@@ -130,7 +133,7 @@ def draw(model, prompt: int) -> torch.Tensor:
 
 
 def test_a_session_deleted_within_a_run_begins_anew(comfy, tmp_path):
-    from hswq.loader.calibrate import calibrated
+    from hswq.loader.calibration.model import calibrated
 
     path = tmp_path / "hswq_stats" / "gone.pt"
     watched = calibrated(inprocess.load_model(tiny.make("flux-tiny")), path, 1, lambda _line: None)
@@ -166,7 +169,7 @@ def test_room_is_asked_for_before_the_work_begins(calibrated, monkeypatch, metho
     seen, before = [], calibrated.files
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _path: Usage(10**9, 10**9 - 10**6, 10**6))
     with pytest.raises(FileError, match=r"1e\+06|1 MB free, expected .* MB for .*flux-tiny.*\.safetensors") as caught:
-        calibrated.convert(lambda what, *_: seen.append(what), method=method)
+        calibrated.convert(lambda step, *_: seen.append(step), method=method)
     assert "Make room on that disk" in str(caught.value)
     assert not seen
     assert calibrated.files == before | {"diffusion_models"}
@@ -182,13 +185,13 @@ def test_room_for_work_and_file_are_asked_for_together(calibrated, monkeypatch):
 
 
 def test_a_file_conversion_asks_for_room_too(tmp_path, monkeypatch):
-    from hswq.hswq_core.file_convert import FileJob, file_method
+    from hswq.hswq_core.convert.file import FileJob, file_method
 
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _path: Usage(10**9, 10**9 - 10**6, 10**6))
     job = FileJob.open(tiny.make("flux-tiny"), file_method("learned"), "v2")
     seen = []
     with pytest.raises(FileError, match="MB free, expected"):
-        job.write(tmp_path / "x.safetensors", lambda what, *_: seen.append(what))
+        job.write(tmp_path / "x.safetensors", lambda step, *_: seen.append(step))
     assert not seen
     assert not list(tmp_path.iterdir())
 
@@ -200,8 +203,8 @@ def test_a_disk_that_fails_in_the_middle_costs_no_work(calibrated, stage):
     content, before = first.path.read_bytes(), calibrated.files
     with ExitStack() as stack:
 
-        def fail(what: str, done: int, _total: int) -> None:
-            if what.startswith(stage) and done:
+        def fail(step: Step, done: int, _total: int) -> None:
+            if step.stage == stage and done:
                 stack.enter_context(largest_file(1_000))
 
         with pytest.raises(FileError, match=os.strerror(errno.EFBIG)) as caught:
@@ -212,7 +215,7 @@ def test_a_disk_that_fails_in_the_middle_costs_no_work(calibrated, stage):
     assert not new
     assert not [name for name in calibrated.files if name.endswith(".tmp")]
     rounded = []
-    calibrated.convert(lambda what, *_: rounded.append(what.split()[0]))
+    calibrated.convert(lambda step, *_: rounded.append(step.stage))
     assert rounded.count("Rounding") < 26
     assert stage != "Writing" or not {"Rounding", "Probing"} & set(rounded)
     assert not list(calibrated.output.glob("hswq_stats/*.work"))
@@ -227,8 +230,8 @@ def test_a_full_disk_at_the_end_of_a_conversion(calibrated, disk, monkeypatch):
     monkeypatch.setattr(folder_paths, "output_directory", str(folder))
     fillers = []
 
-    def fail(what: str, done: int, _total: int) -> None:
-        if what.startswith("Writing") and done and not fillers:
+    def fail(step: Step, done: int, _total: int) -> None:
+        if step.stage == "Writing" and done and not fillers:
             fillers.append(fill(folder))
 
     with pytest.raises(FileError, match=r"No space left on device, .* MB free, expected to be able to write .* MB\)"):

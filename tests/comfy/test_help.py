@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import urllib.request
 
-import make_locales
 import pytest
+from make import locales
 
 pytestmark = [pytest.mark.comfy, pytest.mark.compat]
 
@@ -16,7 +16,7 @@ WIDGETS = ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")
 
 @pytest.fixture(scope="module")
 def nodes(server):
-    found = make_locales.our_nodes(server.client.object_info())
+    found = locales.our_nodes(server.client.object_info())
     assert len(found) >= 5
     return found
 
@@ -41,12 +41,12 @@ def test_every_input_and_output_has_a_tooltip(nodes):
 
 
 def test_english_is_what_the_schemas_say(nodes):
-    assert make_locales.read("en") == {node: make_locales.english(info) for node, info in nodes.items()}
+    assert locales.read("en") == {node: locales.english(info) for node, info in nodes.items()}
 
 
-@pytest.mark.parametrize("language", make_locales.LANGUAGES)
+@pytest.mark.parametrize("language", locales.LANGUAGES)
 def test_translations_name_what_there_is_and_nothing_else(nodes, language):
-    entries = make_locales.read(language)
+    entries = locales.read(language)
     for node, info in nodes.items():
         entry = entries[node]
         assert list(entry["inputs"]) == [name for name, *_ in inputs(info)]
@@ -72,16 +72,16 @@ def test_a_widget_has_a_default_except_where_a_file_is_chosen(nodes):
 
 def test_the_server_hands_out_our_translations(server):
     handed = server.client.get("/i18n")
-    for language in make_locales.LANGUAGES:
-        ours = make_locales.read(language)
+    for language in locales.LANGUAGES:
+        ours = locales.read(language)
         assert {node: handed[language]["nodeDefs"][node] for node in ours} == ours
 
 
 def test_the_server_hands_out_help(server, nodes):
     for node, info in nodes.items():
         pack = info["python_module"].split(".")[1]
-        for page in (f"{node}.md", *(f"{node}/{language}.md" for language in make_locales.LANGUAGES)):
+        for page in (f"{node}.md", *(f"{node}/{language}.md" for language in locales.LANGUAGES)):
             url = f"{server.url}/extensions/{pack}/docs/{page}"
             with urllib.request.urlopen(url, timeout=30) as reply:  # noqa: S310 - our own
                 assert "text/html" not in reply.headers["content-type"]  # the page would take that for "no help"
-                assert reply.read() == (make_locales.DOCS / page).read_bytes()
+                assert reply.read() == (locales.DOCS / page).read_bytes()

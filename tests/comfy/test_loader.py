@@ -7,7 +7,10 @@ import logging
 
 import pytest
 import torch
-from hswq.hswq_core import QUANTIZE, FileError, FileSource, SettingError, format_named
+from hswq.hswq_core.errors import FileError, SettingError
+from hswq.hswq_core.files.checkpoint import FileSource
+from hswq.hswq_core.plan.formats import format_named
+from hswq.hswq_core.plan.plan import QUANTIZE
 from rig import tiny
 from safetensors.torch import load_file, save_file
 
@@ -100,10 +103,10 @@ def test_one_scale_for_each_channel(comfy, made):
 def test_a_lora_is_merged_into_the_file_and_the_model_left_alone(comfy, tmp_path):
     import folder_paths
     from comfy import sd, utils
-    from hswq.loader.calibrate import calibrated
-    from hswq.loader.convert import Request, convert_model
+    from hswq.loader.calibration.model import calibrated
+    from hswq.loader.convert.model import Request, convert_model
     from hswq.loader.model import original
-    from hswq.loader.store import path_of
+    from hswq.loader.sessions.store import path_of
 
     folder_paths.set_output_directory(str(tmp_path))
     model = comfy.load_model(tiny.make("flux-tiny"))
@@ -128,9 +131,9 @@ def test_a_lora_is_merged_into_the_file_and_the_model_left_alone(comfy, tmp_path
 
 def test_a_model_without_a_usable_file_is_written_as_comfyui_names_it(comfy, tmp_path):
     import folder_paths
-    from hswq.loader.calibrate import calibrated
-    from hswq.loader.convert import Request, convert_model
-    from hswq.loader.store import path_of
+    from hswq.loader.calibration.model import calibrated
+    from hswq.loader.convert.model import Request, convert_model
+    from hswq.loader.sessions.store import path_of
 
     folder_paths.set_output_directory(str(tmp_path))
     model = comfy.load_model(tiny.make("flux-tiny"))
@@ -142,7 +145,7 @@ def test_a_model_without_a_usable_file_is_written_as_comfyui_names_it(comfy, tmp
 
 
 def test_the_check_refuses_a_file_with_a_lost_scale(comfy, made, tmp_path):
-    from hswq.loader.verify import verify_file
+    from hswq.loader.open.verify import verify_file
 
     file = made(comfy, "flux-tiny", "comfy")
     path, plan = file.path, file.plan
@@ -161,7 +164,7 @@ class TestKeys:
     CODES = torch.ones(4, 8).to(torch.float8_e4m3fn)
 
     def normalize(self, metadata=None, **state):
-        from hswq.loader.keys import normalize_keys
+        from hswq.loader.open.keys import normalize_keys
 
         named = {key.replace("__", "."): tensor for key, tensor in state.items()}
         return normalize_keys(named, "", "x.safetensors", metadata)
@@ -280,8 +283,8 @@ def test_another_file_of_the_same_name_is_not_taken_for_the_open_one(comfy, made
     """ComfyUI opens a model once more for torch.compile, hooks and several GPUs."""
     import shutil
 
-    from hswq.loader.open import open_diffusion_model
-    from hswq.loader.opening import Opening
+    from hswq.loader.open.open import open_diffusion_model
+    from hswq.loader.open.options import Opening
 
     path = shutil.copy(made(comfy, "flux-tiny", "v2").path, tmp_path / "model.safetensors")
     model = open_diffusion_model(path, Opening())
@@ -300,7 +303,7 @@ def test_another_file_of_the_same_name_is_not_taken_for_the_open_one(comfy, made
 
 @pytest.mark.parametrize("options", [{"lora": "fast"}, {"dequantize_dtype": "int8"}])
 def test_an_unknown_option_is_named(comfy, options):
-    from hswq.loader.opening import Opening
+    from hswq.loader.open.options import Opening
 
     with pytest.raises(SettingError, match=next(iter(options))):
         Opening(**options)
@@ -308,10 +311,10 @@ def test_an_unknown_option_is_named(comfy, options):
 
 def test_statistics_of_the_predecessor_convert_and_go_on_growing(comfy, tools, tmp_path):
     import folder_paths
-    from hswq.hswq_core import load_session
-    from hswq.loader.calibrate import calibrated
-    from hswq.loader.convert import Request, convert_model
-    from hswq.loader.store import path_of
+    from hswq.hswq_core.calibration.session import load_session
+    from hswq.loader.calibration.model import calibrated
+    from hswq.loader.convert.model import Request, convert_model
+    from hswq.loader.sessions.store import path_of
 
     folder_paths.set_output_directory(str(tmp_path))
     model = comfy.load_model(tiny.make("flux-tiny"))
@@ -347,8 +350,8 @@ def test_a_file_no_comfyui_knows_is_refused(comfy, tools, tmp_path):
 
 
 def test_the_checkpoint_loader_opens_whole_checkpoints_and_says_what_else_to_use(comfy, made):
-    from hswq.loader.open import open_checkpoint
-    from hswq.loader.opening import Opening
+    from hswq.loader.open.open import open_checkpoint
+    from hswq.loader.open.options import Opening
 
     whole, bare = made(comfy, "sd15-small", "v2"), made(comfy, "flux-tiny", "v2")
     model, _, _ = open_checkpoint(whole.path, Opening())

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hswq.hswq_core import FLOAT8_E4M3FN, FileSource, Session, load_session
-from hswq.hswq_core.thinning import is_measured
+from hswq.hswq_core.calibration.observer import is_measured
+from hswq.hswq_core.calibration.session import Session, load_session
+from hswq.hswq_core.files.checkpoint import FileSource
+from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
 from PIL import Image
 from rig import flow, graph, tiny
 from rig.client import Prompt

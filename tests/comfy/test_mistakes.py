@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hswq.hswq_core import load_session
+from hswq.hswq_core.calibration.session import load_session
 from rig import flow, graph, prompts
 from rig.client import Prompt
 
@@ -120,7 +120,7 @@ def test_5_a_lora_that_is_merged_into_the_file(server, models):
 
 def test_6_the_disk_is_full(server, comfy, made, monkeypatch, tmp_path):
     """In the process itself: the system says ENOSPC when the file is written."""
-    from hswq.hswq_core import HSWQError
+    from hswq.hswq_core.errors import HSWQError
 
     real = os.fsync
 

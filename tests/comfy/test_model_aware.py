@@ -8,21 +8,16 @@ from functools import partial
 
 import pytest
 import torch
-from hswq.hswq_core import (
-    FLOAT8_E4M3FN,
-    KEEP,
-    QUANTIZE,
-    SKIP,
-    FileSource,
-    SessionError,
-    SettingError,
-    format_named,
-    no_progress,
-    split,
-)
-from hswq.hswq_core.budget import Budget
-from hswq.hswq_core.encoding import Encoding
-from hswq.hswq_core.states_file import load_states
+from hswq.hswq_core.calibration import split
+from hswq.hswq_core.calibration.states_file import load_states
+from hswq.hswq_core.errors import SessionError, SettingError
+from hswq.hswq_core.files.checkpoint import FileSource
+from hswq.hswq_core.plan.budget import Budget
+from hswq.hswq_core.plan.encoding import Encoding
+from hswq.hswq_core.plan.formats import format_named
+from hswq.hswq_core.plan.plan import KEEP, QUANTIZE, SKIP
+from hswq.hswq_core.progress import Step, no_progress
+from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
 from reference_models.architectures import REFERENCES
 from reference_models.prompts import calibration_prompts
 from reference_models.sampling import draw
@@ -49,8 +44,8 @@ def calibrated_model():
     from rig import inprocess
 
     inprocess.load_comfy()
-    from hswq.loader.calibrate import calibrated
-    from hswq.loader.store import path_of
+    from hswq.loader.calibration.model import calibrated
+    from hswq.loader.sessions.store import path_of
 
     with torch.inference_mode():
         model = load_model(REFERENCE.file)
@@ -94,7 +89,7 @@ def outcomes(calibrated_model):
 
 
 def planned(job, states, file_format: str = "v2", extra: float = 3.0, progress=no_progress, **options):
-    from hswq.loader.model_aware import plan_model_aware
+    from hswq.loader.model_aware.plan import plan_model_aware
 
     return plan_model_aware(job, states, Encoding(format_named(file_format), **options), Budget(extra), progress)
 
@@ -112,7 +107,7 @@ def test_calibration_keeps_a_sample_of_single_pictures_calls(calibrated_model, s
 
 def test_a_state_replayed_is_the_call_it_was(calibrated_model, states):
     """Batched or alone, the output is that of the same arguments given to the model directly."""
-    from hswq.loader.replay import Replay
+    from hswq.loader.replay.replay import Replay
 
     model, _, _ = calibrated_model
     replay = Replay(model, states)
@@ -129,7 +124,7 @@ def test_a_state_replayed_is_the_call_it_was(calibrated_model, states):
 
 
 def test_a_delta_is_the_rounded_weight_without_touching_it(calibrated_model, states):
-    from hswq.loader.replay import Delta, Replay
+    from hswq.loader.replay.replay import Delta, Replay
 
     model, _, _ = calibrated_model
     name = "single_blocks.1.linear1"
@@ -167,7 +162,7 @@ def test_the_plan_keeps_within_the_budget_and_closes_its_books(outcomes, job, fi
 
 def test_a_file_of_the_size_asked_for(calibrated_model):
     """Nearly full, never over; nothing else in the folder of sessions than before."""
-    from hswq.loader.convert import Request, convert_model
+    from hswq.loader.convert.model import Request, convert_model
 
     model, session, _ = calibrated_model
     with torch.inference_mode():
@@ -249,7 +244,7 @@ def test_the_file_holds_the_codes_and_corrected_biases(outcomes, job):
 
 def test_what_does_better_is_written_and_told(job, states, monkeypatch, caplog, tmp_path):
     """With spoiled codes every other way is better; the file holds the best of them."""
-    from hswq.loader import solver
+    from hswq.loader.model_aware import solver
 
     real = solver.solve
 
@@ -278,15 +273,15 @@ def test_what_does_better_is_written_and_told(job, states, monkeypatch, caplog, 
 
 def test_of_a_large_model_only_the_likely_layers_are_probed(outcomes, job, states, monkeypatch, tmp_path):
     """Likely by their own error per byte, several times the budget of them; the rest goes by what those say."""
-    from hswq.loader import probe
-    from hswq.loader.probe import shortlist
+    from hswq.loader.model_aware import probe
+    from hswq.loader.model_aware.probe import shortlist
 
     whole = outcomes("v2", 3.0)
     monkeypatch.setattr(probe, "LEAST_LAYERS", 4)
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "likely.work")
     seen: list[str] = []
-    outcome = planned(job, states, progress=lambda what, *_: seen.append(what))
-    probed = [what.split()[1] for what in seen if what.startswith("Probing")]
+    outcome = planned(job, states, progress=lambda step, *_: seen.append(step))
+    probed = [step.subject for step in seen if step.stage == "Probing"]
     cost = {name: job.by_name[name].weights for name in outcome.solutions}
     error = {name: outcome.solutions[name].error for name in cost}
     budget = Budget(3.0).extra_bytes(job.smallest(), len(cost))
@@ -301,7 +296,7 @@ def test_of_a_large_model_only_the_likely_layers_are_probed(outcomes, job, state
 
 def test_large_pictures_are_probed_by_their_middle(outcomes, job, states, monkeypatch, tmp_path):
     """A quarter of each picture here: what it says of layers is what the whole says, nearly."""
-    from hswq.loader import probe
+    from hswq.loader.model_aware import probe
 
     whole = outcomes("v2", 3.0)
     side = states[0].tensors["x"].shape[-1] // 2
@@ -325,7 +320,7 @@ def test_large_pictures_are_probed_by_their_middle(outcomes, job, states, monkey
 
 
 def test_a_crash_loses_only_the_layer_at_hand(job, states, monkeypatch, tmp_path):
-    from hswq.loader import solver
+    from hswq.loader.model_aware import solver
 
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "crash.work")
     solved: list[str] = []
@@ -347,8 +342,8 @@ def test_a_crash_loses_only_the_layer_at_hand(job, states, monkeypatch, tmp_path
     assert set(solved) == {layer.name for layer in outcome.plan.layers}
 
     seen: list[str] = []
-    repeated = planned(job, states, progress=lambda what, *_: seen.append(what))
-    assert not any(what.startswith(("Rounding", "Probing")) for what in seen)
+    repeated = planned(job, states, progress=lambda step, *_: seen.append(step))
+    assert not any(step.stage in ("Rounding", "Probing") for step in seen)
     assert repeated.plan == outcome.plan
     assert planned(job, states[:20]).plan != outcome.plan  # of other states nothing is taken over
     assert len(solved) == 20 + len(again) + len(job.layers)
@@ -357,9 +352,9 @@ def test_a_crash_loses_only_the_layer_at_hand(job, states, monkeypatch, tmp_path
 def test_an_error_keeps_the_work_cancel_and_success_do_not(calibrated_model, monkeypatch):
     import comfy.model_management
     from filelock import FileLock
-    from hswq.loader import solver
-    from hswq.loader.convert import Request, convert_model
-    from hswq.loader.store import path_of
+    from hswq.loader.convert.model import Request, convert_model
+    from hswq.loader.model_aware import solver
+    from hswq.loader.sessions.store import path_of
 
     model, session, _ = calibrated_model
     folder = path_of(session).with_suffix(".work")
@@ -391,7 +386,7 @@ def test_an_error_keeps_the_work_cancel_and_success_do_not(calibrated_model, mon
 
 
 def test_groups_under_a_memory_limit_give_the_same_codes(outcomes, job, states, monkeypatch, tmp_path):
-    from hswq.loader import moments
+    from hswq.loader.model_aware import gather as moments
 
     monkeypatch.setattr(moments, "MEMORY_SHARE", 1e-9)  # every layer is a group of its own
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "groups.work")
@@ -403,8 +398,8 @@ def test_groups_under_a_memory_limit_give_the_same_codes(outcomes, job, states, 
 
 
 def test_layers_of_one_input_share_its_moments(job, states):
-    from hswq.loader.moments import shared_inputs
-    from hswq.loader.replay import Replay
+    from hswq.loader.model_aware.gather import shared_inputs
+    from hswq.loader.replay.replay import Replay
 
     replay = Replay(job.model, states[:4])
     with replay.loaded():
@@ -423,8 +418,8 @@ def test_cancel_leaves_no_hooks_and_no_file(job, states, monkeypatch, tmp_path):
     class CancelledError(Exception):
         pass
 
-    def cancel(what: str, done: int, _total: int) -> None:
-        if what.startswith("Probing") and done == 3:
+    def cancel(step: Step, done: int, _total: int) -> None:
+        if step.stage == "Probing" and done == 3:
             raise CancelledError
 
     files = sorted(job.target("x", "v2", "").parent.iterdir())
@@ -436,8 +431,8 @@ def test_cancel_leaves_no_hooks_and_no_file(job, states, monkeypatch, tmp_path):
 
 
 def test_variety_is_pictures_of_other_prompts(job, states):
-    from hswq.loader.replay import Replay
-    from hswq.loader.variety import PICTURES, STEPS, varied
+    from hswq.loader.replay.replay import Replay
+    from hswq.loader.replay.variety import PICTURES, STEPS, varied
 
     with Replay(job.model, states).loaded():
         pictures = varied(job.model, states[:3], no_progress)
@@ -484,12 +479,12 @@ def test_one_picture_calibrates_for_other_prompts_through_variety(
     calibrated_model, states, monkeypatch, tmp_path, prompts_enough
 ):
     """Judged on calls of five other prompts; measured 5 dB less error, 2 dB are asked for."""
-    from hswq.loader import model_aware
-    from hswq.loader.calibrate import calibrated
+    from hswq.loader.calibration.model import calibrated
     from hswq.loader.job import Job
-    from hswq.loader.replay import Replay
-    from hswq.loader.rounder import Rounder
-    from hswq.loader.store import path_of
+    from hswq.loader.model_aware import plan as model_aware
+    from hswq.loader.model_aware.rounder import Rounder
+    from hswq.loader.replay.replay import Replay
+    from hswq.loader.sessions.store import path_of
 
     monkeypatch.setattr(split, "ENOUGH_PROMPTS", prompts_enough)
     model, _, _ = calibrated_model
@@ -510,9 +505,9 @@ def test_one_picture_calibrates_for_other_prompts_through_variety(
 
 def test_states_add_up_over_runs_and_stay_with_their_model(calibrated_model, job, states, caplog):
     """A second session's runs: the sample stays at its size, and a file of another model is not touched."""
-    from hswq.hswq_core.states_file import states_path
-    from hswq.loader.calibrate import calibrated
-    from hswq.loader.store import path_of
+    from hswq.hswq_core.calibration.states_file import states_path
+    from hswq.loader.calibration.model import calibrated
+    from hswq.loader.sessions.store import path_of
 
     model, _, _ = calibrated_model
     path = path_of("aware_more")
@@ -543,7 +538,7 @@ def test_a_scale_a_channel_opens_in_hswq_loader(job, states, outcomes, monkeypat
 def test_fast_matmul_where_it_costs_little(job, states, outcomes, monkeypatch, tmp_path):
     """Stock ComfyUI, told that there is FP8 compute, casts the inputs of these layers with the measured scales."""
     import comfy.model_management
-    from hswq.loader import fast
+    from hswq.loader.model_aware import fast_matmul as fast
 
     whole = outcomes("comfy", 3.0)
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "fast.work")
@@ -579,7 +574,7 @@ def _written(job, outcome):
 
 
 def _denoised(model, states):
-    from hswq.loader.replay import Replay
+    from hswq.loader.replay.replay import Replay
 
     replay = Replay(model, states)
     with torch.inference_mode(), replay.loaded():

@@ -16,8 +16,8 @@ KINDS = {"flux-tiny": "single_blocks.1.linear1", "sdxl-small": "output_blocks.3.
 def recorded(request, tmp_path_factory):
     """(MODEL, states of two shapes, a layer near the end)."""
     load_comfy()
-    from hswq.hswq_core.states_file import load_states, states_path
-    from hswq.loader.calibrate import calibrated
+    from hswq.hswq_core.calibration.states_file import load_states, states_path
+    from hswq.loader.calibration.model import calibrated
     from hswq.loader.model import inspect_model
 
     path = tmp_path_factory.mktemp("prefix") / "session.pt"
@@ -32,7 +32,7 @@ def recorded(request, tmp_path_factory):
 
 @pytest.fixture
 def replay(recorded):
-    from hswq.loader.replay import Replay
+    from hswq.loader.replay.replay import Replay
 
     model, states, _ = recorded
     made = Replay(model, states)
@@ -42,14 +42,14 @@ def replay(recorded):
 
 
 def delta_of(replay, name: str):
-    from hswq.loader.replay import Delta
+    from hswq.loader.replay.replay import Delta
 
     weight = replay.modules[name].weight
     return Delta(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * weight.std())
 
 
 def test_numbers_are_the_same(replay, recorded):
-    from hswq.loader.prefix import Prefix
+    from hswq.loader.replay.prefix import Prefix
 
     name = recorded[2]
     prefix = Prefix(replay)
@@ -63,7 +63,7 @@ def test_numbers_are_the_same(replay, recorded):
 
 
 def test_only_blocks_from_the_changed_one_on_run(replay, recorded, counted):
-    from hswq.loader.prefix import Prefix
+    from hswq.loader.replay.prefix import Prefix
 
     name = recorded[2]
     prefix = Prefix(replay)
@@ -78,7 +78,7 @@ def test_only_blocks_from_the_changed_one_on_run(replay, recorded, counted):
 
 
 def test_under_a_memory_limit_fewer_blocks_answer_to_the_same_effect(replay, recorded, monkeypatch, counted):
-    from hswq.loader import prefix
+    from hswq.loader.replay import prefix
 
     name = recorded[2]
     whole = prefix.Prefix(replay)
@@ -108,7 +108,7 @@ def test_under_a_memory_limit_fewer_blocks_answer_to_the_same_effect(replay, rec
 
 
 def test_a_model_whose_blocks_do_more_than_answer_runs_whole(replay, recorded, monkeypatch):
-    from hswq.loader.prefix import Prefix
+    from hswq.loader.replay.prefix import Prefix
 
     blocks = Prefix(replay).blocks
     first, last = (dict(replay.model.model.diffusion_model.named_modules())[blocks[i]] for i in (1, -1))

@@ -83,7 +83,7 @@ def test_every_kind_of_method_is_pinned():
 
 def test_a_scale_in_the_wrong_direction_is_caught(bench, monkeypatch):
     """A v2 file whose scale is the multiplier at quantize, as some write it, must not pass."""
-    from hswq.hswq_core import formats
+    from hswq.hswq_core.plan import formats
 
     row = formats.FORMATS["v2"]
 
@@ -98,7 +98,7 @@ def test_a_scale_in_the_wrong_direction_is_caught(bench, monkeypatch):
 
 def test_a_method_that_keeps_the_wrong_layers_is_caught(bench, monkeypatch):
     """The budget spent on the layers that change the output least."""
-    from hswq.loader import candidates
+    from hswq.loader.model_aware import candidates
 
     right = candidates.choose_kept
 

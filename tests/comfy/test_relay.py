@@ -27,7 +27,7 @@ def recorded(request):
 @pytest.fixture
 def replay(recorded, monkeypatch):
     """Each call alone."""
-    from hswq.loader import replay
+    from hswq.loader.replay import replay
 
     monkeypatch.setattr(replay, "BATCH_ELEMENTS", 1)
     made = replay.Replay(*recorded)
@@ -38,7 +38,7 @@ def replay(recorded, monkeypatch):
 
 def groups_of(replay) -> list[list[str]]:
     """All layers in order of call, in pieces that end within blocks as well as between them."""
-    from hswq.loader.moments import shared_inputs
+    from hswq.loader.model_aware.gather import shared_inputs
 
     names = list(shared_inputs(replay, replay.modules).leader)
     size = -(-len(names) // GROUPS)
@@ -58,7 +58,7 @@ def same(a: dict[str, list[torch.Tensor]], b: dict[str, list[torch.Tensor]]) -> 
 
 
 def test_each_group_sees_what_whole_calls_show_it(replay):
-    from hswq.loader.relay import Relay
+    from hswq.loader.replay.relay import Relay
 
     relay, groups = Relay.of(replay), groups_of(replay)
     for group in groups:
@@ -70,7 +70,7 @@ def test_each_group_sees_what_whole_calls_show_it(replay):
 
 def test_calls_run_each_block_once(replay, counted):
     """All but the first, which runs whole for each group beside what the others do."""
-    from hswq.loader.relay import Relay
+    from hswq.loader.replay.relay import Relay
 
     relay, groups = Relay.of(replay), groups_of(replay)
     with counted(replay) as counts:
@@ -87,7 +87,7 @@ def test_calls_run_each_block_once(replay, counted):
 
 def test_layers_before_the_front_are_watched_from_the_beginning(replay):
     """As where memory ran out, and a group is watched again in halves."""
-    from hswq.loader.relay import Relay
+    from hswq.loader.replay.relay import Relay
 
     relay, groups = Relay.of(replay), groups_of(replay)
     for group in (groups[0], groups[2], groups[1], groups[3], groups[3][1:]):
@@ -95,7 +95,7 @@ def test_layers_before_the_front_are_watched_from_the_beginning(replay):
 
 
 def test_calls_beyond_the_memory_run_whole(replay):
-    from hswq.loader.relay import BEGINNING, Relay
+    from hswq.loader.replay.relay import BEGINNING, Relay
 
     relay, groups = Relay.of(replay), groups_of(replay)
     watched(relay, groups[1])
@@ -109,7 +109,7 @@ def test_calls_beyond_the_memory_run_whole(replay):
 
 def test_a_model_whose_blocks_do_more_than_answer_runs_whole(replay, monkeypatch):
     """One block tells another something behind the back of the model's own code."""
-    from hswq.loader.relay import BEGINNING, Relay
+    from hswq.loader.replay.relay import BEGINNING, Relay
 
     relay, groups = Relay.of(replay), groups_of(replay)
     told: list[float] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hswq.hswq_core import load_session
+from hswq.hswq_core.calibration.session import load_session
 from PIL import Image
 from rig import flow
 from rig.client import Prompt, Result

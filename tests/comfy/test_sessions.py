@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from hswq.hswq_core import load_session
-from hswq.hswq_core.states_file import load_states, states_path
+from hswq.hswq_core.calibration.session import load_session
+from hswq.hswq_core.calibration.states_file import load_states, states_path
 from rig import flow, prompts
 from rig.client import ClientError, Prompt, Result
 
@@ -208,7 +208,7 @@ def test_damaged_files_are_listed_and_break_nothing(server, halves, folder):
 
 def test_a_session_that_has_not_changed_is_not_read_again(comfy, server, halves, folder, tmp_path):
     import folder_paths
-    from hswq.loader import listing
+    from hswq.loader.sessions import listing
 
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(tmp_path))

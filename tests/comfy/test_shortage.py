@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hswq.hswq_core import FileSource
-from hswq.hswq_core.gram import Gram
-from hswq.hswq_core.solve import UNSOLVED
+from hswq.hswq_core.files.checkpoint import FileSource
+from hswq.hswq_core.methods.solve import UNSOLVED
+from hswq.hswq_core.quant.moments import Gram
 
 pytestmark = [pytest.mark.comfy, pytest.mark.compat]
 
@@ -106,7 +106,7 @@ def test_a_layer_for_whose_inputs_there_is_no_memory_is_rounded_to_nearest(calib
 @pytest.mark.parametrize("times", [1, 10**6])
 def test_no_memory_to_solve_one_layer(calibrated, monkeypatch, caplog, times):
     """Once: with less in memory it succeeds. Always: nearest, the layers beside it as ever."""
-    from hswq.loader import solver
+    from hswq.loader.model_aware import solver
 
     _, tensors = roomy(calibrated, monkeypatch)
     real, name, failed = solver.solve, "double_blocks.0.img_mlp.0", []
@@ -130,7 +130,7 @@ def test_no_memory_to_solve_one_layer(calibrated, monkeypatch, caplog, times):
 
 
 def test_other_errors_are_no_shortage():
-    from hswq.loader.shortage import attempted
+    from hswq.loader.model_aware.shortage import attempted
 
     def fail() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
@@ -144,13 +144,13 @@ def test_other_errors_are_no_shortage():
     "ask", [lambda: torch.empty(2**50), lambda: torch.empty(2**45, dtype=torch.float64)], ids=["PiB", "256 TiB"]
 )
 def test_what_the_cpu_cannot_give_is_a_shortage(comfy, ask: Callable[[], torch.Tensor]):
-    from hswq.loader.shortage import attempted
+    from hswq.loader.model_aware.shortage import attempted
 
     assert attempted(ask) is None
 
 
 def test_what_was_held_is_given_back(comfy):
-    from hswq.loader.shortage import attempted
+    from hswq.loader.model_aware.shortage import attempted
 
     held: list[weakref.ref[torch.Tensor]] = []
 

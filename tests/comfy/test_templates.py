@@ -7,10 +7,10 @@ import json
 import urllib.request
 
 import pytest
-from hswq.hswq_core import load_session
-from hswq.hswq_core.budget import Budget
-from hswq.hswq_core.names import describe
-from hswq.hswq_core.prompts import shipped_prompts, turn
+from hswq.hswq_core.calibration.prompts import shipped_prompts, turn
+from hswq.hswq_core.calibration.session import load_session
+from hswq.hswq_core.files.names import describe
+from hswq.hswq_core.plan.budget import Budget
 from PIL import Image
 from rig import flow, graph, prompts, tiny
 from safetensors.torch import load_file, save_file

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hswq.hswq_core import LayerError, load_session
+from hswq.hswq_core.calibration.session import load_session
+from hswq.hswq_core.errors import LayerError
 from PIL import Image
 from rig import flow, graph, tiny
 from rig.client import Prompt
@@ -105,7 +106,7 @@ def encode(clip, text: str) -> torch.Tensor:
 
 
 def test_statistics_are_those_of_plain_hooks(clip, tmp_path):
-    from hswq.loader.calibrate_text import calibrated_clip
+    from hswq.loader.calibration.text import calibrated_clip
 
     told: list[str] = []
     recorded = calibrated_clip(clip, tmp_path / "s.pt", told.append).clone()  # LoRA loaders clone
@@ -126,7 +127,7 @@ def test_statistics_are_those_of_plain_hooks(clip, tmp_path):
 
 
 def test_two_nodes_of_one_session_record_once_of_two_both(clip, tmp_path):
-    from hswq.loader.calibrate_text import calibrated_clip
+    from hswq.loader.calibration.text import calibrated_clip
 
     twice = clip
     for name in ("a", "a", "b"):
@@ -136,7 +137,7 @@ def test_two_nodes_of_one_session_record_once_of_two_both(clip, tmp_path):
 
 
 def test_an_error_while_encoding_leaves_no_hooks(clip, tmp_path):
-    from hswq.loader.calibrate_text import calibrated_clip
+    from hswq.loader.calibration.text import calibrated_clip
 
     recorded = calibrated_clip(clip, tmp_path / "s.pt", lambda _text: None)
     with pytest.raises((KeyError, TypeError)):
@@ -147,7 +148,7 @@ def test_an_error_while_encoding_leaves_no_hooks(clip, tmp_path):
 
 
 def test_a_text_encoder_in_eight_bits_is_refused(clip, tmp_path):
-    from hswq.loader.calibrate_text import calibrated_clip
+    from hswq.loader.calibration.text import calibrated_clip
 
     layer = clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers[0].mlp.fc1
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)

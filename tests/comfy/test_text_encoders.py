@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from hswq.hswq_core import FLOAT8_E4M3FN, QUANTIZE, FileSource
-from hswq.hswq_core.file_convert import FileJob, nearest
-from hswq.hswq_core.presets import preset_named
+from hswq.hswq_core.convert.file import FileJob, nearest
+from hswq.hswq_core.files.checkpoint import FileSource
+from hswq.hswq_core.model.presets import preset_named
+from hswq.hswq_core.plan.plan import QUANTIZE
+from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
 from safetensors.torch import save_file
 
 pytestmark = [pytest.mark.comfy, pytest.mark.compat]

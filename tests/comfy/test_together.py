@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from hswq.hswq_core import LayerError
+from hswq.hswq_core.errors import LayerError
 from rig import tiny
 from rig.environment import child_environment
 from safetensors.torch import load_file, save_file
@@ -152,7 +152,7 @@ def test_the_same_file_opened_twice(comfy, made):
 
 
 def test_calibration_is_refused_with_the_reason(comfy, made, tmp_path):
-    from hswq.loader.calibrate import calibrated
+    from hswq.loader.calibration.model import calibrated
 
     model = made(comfy, "flux-tiny", "v2").open()
     with pytest.raises(LayerError, match=r"already quantized.*Load the original FP16/BF16 file"):

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import torch
-from hswq.hswq_core import Fingerprint, LayerStats, Session, TensorInfo, layout_hash, sample_weights
+from hswq.hswq_core.calibration.observer import LayerStats
+from hswq.hswq_core.calibration.session import Session
+from hswq.hswq_core.files.checkpoint import TensorInfo
+from hswq.hswq_core.model.fingerprint import Fingerprint, layout_hash, sample_weights
 
 
 @pytest.fixture(autouse=True, scope="module")

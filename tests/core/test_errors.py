@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hswq.hswq_core import FileError, HSWQError, LayerError, SessionError, SettingError
+from hswq.hswq_core.errors import FileError, HSWQError, LayerError, SessionError, SettingError
 
 
 def test_the_message_says_what_is_wrong_what_was_got_expected_and_what_to_do():

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from hswq.hswq_core import Fingerprint, LayerStats, Session, layout_hash, save_session
-from hswq.hswq_core.states import Sample, State
-from hswq.hswq_core.states_file import save_states, states_path
+from hswq.hswq_core.calibration.observer import LayerStats
+from hswq.hswq_core.calibration.session import Session, save_session
+from hswq.hswq_core.calibration.states import Sample, State
+from hswq.hswq_core.calibration.states_file import save_states, states_path
+from hswq.hswq_core.model.fingerprint import Fingerprint, layout_hash
 from rig import flow, mouse, prompts
 
 pytestmark = [pytest.mark.comfy, pytest.mark.page]

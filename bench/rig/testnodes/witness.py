@@ -15,7 +15,8 @@ from comfy_api.latest import io
 from rig import pack
 
 pack.alias()
-from hswq.hswq_core.observer import LAYER_KINDS, LayerObserver  # noqa: E402
+from hswq.hswq_core.calibration.observer import LayerObserver  # noqa: E402
+from hswq.hswq_core.model.layer import LAYER_KINDS  # noqa: E402
 
 CATEGORY = "HSWQ/rig"
 PEAK = "peak"

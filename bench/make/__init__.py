@@ -1,0 +1,1 @@
+"""Generators of committed files: workflows and their pictures, locales, the icon."""

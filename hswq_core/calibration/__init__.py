@@ -1,0 +1,1 @@
+"""What calibration saw: observers, sessions and the model calls kept beside them."""

@@ -1,0 +1,175 @@
+"""Sessions of one model, recorded apart, added up as if one had recorded them all; their recorded calls too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import SessionError, SettingError
+from ..files.names import free_name
+from .session import Session, load_session, save_session
+from .states import AUTO, MAX_STATES, Sample
+from .states_file import load_states, save_states, states_path
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one session gave: its name, model calls, pictures and recorded calls (None: it has no states file)."""
+
+    name: str
+    calls: int
+    images: int
+    states: int | None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The sum of sessions, not yet saved; ``sample`` is None if none of them has recorded calls."""
+
+    session: Session
+    sample: Sample | None
+    parts: tuple[Part, ...]
+
+    def report(self, name: str) -> str:
+        """What is in it, and a line for each part."""
+        states = 0 if self.sample is None else len(self.sample.states)
+        lines = [f"{name}: {self.session.summary()}, {states} recorded calls. The sum of:"]
+        for part in self.parts:
+            kept = "none recorded" if part.states is None else f"{part.states} recorded"
+            lines.append(f"  {part.name}: {part.calls} calls ({kept}), {part.images} images")
+        return "\n".join(lines)
+
+
+def merge_files(
+    paths: Sequence[Path], hold: Callable[[Path], AbstractContextManager[object]] = lambda _: nullcontext()
+) -> Merged:
+    """Add up the sessions at ``paths``; nothing is written. The order of ``paths`` does not matter, bit by bit.
+
+    Args:
+        paths: two ``.pt`` or more.
+        hold: a context manager in which nobody else writes the session at a path.
+
+    Raises:
+        SettingError: fewer than two.
+        SessionError: missing, damaged, of different models, or two that hold the same recordings.
+    """
+    if len(paths) < 2:
+        raise SettingError(
+            "Merging sessions", got=len(paths), expected="two or more sessions", remedy="Name another one."
+        )
+    whole: Session | None = None
+    parts: list[Part] = []
+    begun: dict[float, str] = {}
+    sample = Sample(MAX_STATES)
+    for path in sorted(paths):  # float64 addition knows an order
+        with hold(path):
+            session = load_session(path)
+            found = _states(path, session)
+        _require_apart(session, path, begun)
+        parts.append(Part(path.stem, session.calls, session.images, None if found is None else len(found.states)))
+        if whole is None:
+            whole = session
+        else:
+            _add(whole, session, path, parts[0].name)
+        if found is not None:
+            sample.merge(found)
+    assert whole is not None  # noqa: S101 - two or more
+    whole.remember()
+    kept = [part for part in parts if part.states is not None]
+    return Merged(whole, _cut(sample, kept) if kept else None, tuple(parts))
+
+
+def save_merged(merged: Merged, path: Path) -> None:
+    """Write the session to ``path`` and its recorded calls beside it: both, or none.
+
+    Raises:
+        SettingError: a session has that name, or recorded calls have.
+        FileError: the folder cannot be written to.
+    """
+    states = states_path(path)
+    if path.exists() or states.exists():
+        raise taken(path)
+    if merged.sample is not None:
+        save_states(merged.sample, merged.session.fingerprint, states)
+    try:
+        save_session(merged.session, path)
+    except BaseException:  # Ctrl+C too
+        states.unlink(missing_ok=True)
+        raise
+
+
+def taken(path: Path) -> SettingError:
+    """The one message for a name that a session has already; it names a free one."""
+    free = free_name(path.stem, lambda name: is_taken(path.parent, name))
+    return SettingError(
+        f"Session {path.stem}",
+        got="a session of that name, which exists",
+        expected="the name of a new session",
+        remedy=f"Nothing was changed. Choose another name, for example {free}.",
+    )
+
+
+def is_taken(folder: Path, name: str) -> bool:
+    """Whether ``folder`` has a session of that name, or recorded calls of one."""
+    path = folder / f"{name}.pt"
+    return path.exists() or states_path(path).exists()
+
+
+def equal(a: Session, b: Session) -> bool:
+    """Whether two sessions hold the same numbers, bit by bit."""
+
+    def numbers(session: Session) -> tuple[object, ...]:
+        counts = (session.family, session.fingerprint.layout, session.calls, session.images, session.steps)
+        sums = {name: (s.in_calls, s.out_calls, s.out_sum, s.out_sq_sum) for name, s in session.layers.items()}
+        return (*counts, session.created, session.updated, sums)
+
+    return numbers(a) == numbers(b) and all(
+        torch.equal(stats.abs_sum, b.layers[name].abs_sum) and torch.equal(stats.mean_sum, b.layers[name].mean_sum)
+        for name, stats in a.layers.items()
+    )
+
+
+def _states(path: Path, session: Session) -> Sample | None:
+    states = states_path(path)
+    return load_states(states, session.fingerprint, MAX_STATES) if states.exists() else None
+
+
+def _require_apart(session: Session, path: Path, begun: dict[float, str]) -> None:
+    """Raise SessionError for a session met before: a copy of it, or what grew out of one, would count twice."""
+    if session.created in begun:
+        raise SessionError(
+            f"Session {path.stem}",
+            got=f"recordings that {begun[session.created]} has too",
+            expected="sessions that were recorded apart from each other",
+            remedy="Leave one of the two out: what both have would count twice.",
+        )
+    begun[session.created] = path.stem
+
+
+def _add(whole: Session, session: Session, path: Path, first: str) -> None:
+    try:
+        whole.merge(session)
+    except SessionError as error:
+        raise SessionError(
+            f"Session {path.stem}",
+            got=f"another model than that of {first}",
+            expected="sessions of one model",
+            remedy="Leave it out: what was measured on different models cannot be added up.",
+        ) from error
+
+
+def _cut(sample: Sample, parts: Sequence[Part]) -> Sample:
+    """As many as one of the parts has, so that the sample stays a uniform one of all calls.
+
+    Where every part kept at least one state a call, nothing is known to be missing, and all may stay.
+    """
+    sizes = [part.states or 0 for part in parts]
+    whole = all(size >= part.calls for size, part in zip(sizes, parts, strict=True))
+    cuts = [Sample(max(sizes)), *([Sample(AUTO)] if whole else [])]
+    for cut in cuts:
+        cut.merge(sample)
+    return max(cuts, key=lambda cut: len(cut.states))

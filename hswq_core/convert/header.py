@@ -1,0 +1,137 @@
+"""What a converted file says about itself: ``hswq`` and ``hswq_plan``, JSON in the safetensors header."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..calibration.session import Session
+from ..errors import FileError, LayerError
+from ..files.checkpoint import TensorSource, source_hash
+from ..files.checks import checked, parse_json, shown
+from ..plan.formats import FORMATS
+from ..plan.plan import KEEP, LayerPlan, Plan
+
+HEADER_KEY, PLAN_KEY = "hswq", "hswq_plan"
+HEADER_VERSION = 1
+CPU = torch.device("cpu")
+
+
+def made_with(device: torch.device) -> dict[str, str]:
+    """What else the bytes of a file depend on: sums are added up in another order elsewhere.
+
+    On one machine the same session, model and settings give the same bytes.
+
+    Args:
+        device: that planned.
+    """
+    where = device.type
+    if device.type == "cpu":
+        where = f"CPU, {torch.get_num_threads()} threads"
+    elif device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    return {"torch": torch.__version__, "device": where}
+
+
+def header_metadata(
+    source: TensorSource, plan: Plan, session: Session | None, device: torch.device = CPU
+) -> dict[str, str]:
+    """The source's metadata plus ``hswq`` and the whole ``hswq_plan``: JSON, deterministic (no time).
+
+    Args:
+        source: of the tensors.
+        plan: what is done to them.
+        session: what it was made by; None, and ``null`` in the file, where a method needs none.
+        device: see ``made_with``.
+    """
+    record = {
+        "version": HEADER_VERSION,
+        "format": plan.file_format,
+        "method": plan.method,
+        "budget": plan.budget,
+        "grid": plan.grid,
+        "family": plan.family,
+        "session": session and _session(session),
+        "source": {"name": source.name, "sha256_of_header": source_hash(source)},
+        "counts": plan.counts(),
+        "made_with": made_with(device),
+        "kept": {layer.name: layer.reason for layer in plan.layers if layer.action == KEEP},
+    }
+    text = json.dumps(record, separators=(",", ":"), sort_keys=True)
+    return {**source.metadata, HEADER_KEY: text, PLAN_KEY: plan.to_json()}
+
+
+def _session(session: Session) -> dict[str, object]:
+    return {"fingerprint": session.fingerprint.layout, "calls": session.calls, "images": session.images}
+
+
+def declared_format(metadata: Mapping[str, str] | None, file_name: str) -> str | None:
+    """Name of the format (a key of ``FORMATS``) that a file's metadata declare, None if it has no ``hswq`` entry.
+
+    Raises:
+        FileError: the entry is damaged, or of a version or format this release does not know.
+    """
+    text = (metadata or {}).get(HEADER_KEY)
+    if text is None:
+        return None
+    record = header_record(text, file_name)
+    version, name = record["version"], record["format"]
+    if version != HEADER_VERSION:
+        raise _bad(file_name, f"version {shown(version)}", f"version {HEADER_VERSION}", "Update this node pack.")
+    if not isinstance(name, str) or name not in FORMATS:
+        raise _bad(file_name, f"format {shown(name)}", " or ".join(FORMATS), "Update this node pack.")
+    return name
+
+
+def header_record(text: str, file_name: str) -> dict[str, Any]:
+    """The entry ``hswq``, which says at least version and format; FileError if it is damaged."""
+    try:
+        record = checked(parse_json(text), dict)
+    except ValueError as error:
+        raise _bad(file_name, f"unreadable ({error})", "JSON with version and format") from error
+    if not {"version", "format"} <= set(record):
+        raise _bad(file_name, "unreadable (no version or no format)", "JSON with version and format")
+    return record
+
+
+def declared_plan(metadata: Mapping[str, str], file_name: str) -> Plan | None:
+    """The plan a file was written by, None if it holds none.
+
+    Raises:
+        FileError: it is damaged, or holds numbers no conversion makes.
+    """
+    text = metadata.get(PLAN_KEY)
+    if text is None:
+        return None
+    try:
+        plan = Plan.from_json(text)
+        for layer in plan.layers:
+            _require_sound(layer)
+        plan.require_closed(len(plan.layers))
+    except (ValueError, LayerError) as error:
+        raise FileError(
+            f"File {file_name}, plan",
+            got=f"unreadable ({error})",
+            expected="a plan as the Converter writes it",
+            remedy="The file is damaged: convert or download it again.",
+        ) from error
+    return plan
+
+
+def _require_sound(layer: LayerPlan) -> None:
+    """Raise ValueError for what no conversion makes; files come from strangers."""
+    numbers = (layer.amax, layer.sensitivity, layer.change or 0.0, layer.input_amax)
+    if not layer.shape or min(layer.shape) < 1:
+        raise ValueError(f"layer {layer.name} of shape {layer.shape}")
+    if not all(math.isfinite(n) for n in (*numbers, layer.sqnr_db or 0.0)) or min(numbers) < 0:
+        raise ValueError(f"layer {layer.name} with the numbers {numbers}, {layer.sqnr_db}")
+
+
+def _bad(
+    file_name: str, got: str, expected: str, remedy: str = "The file is damaged: convert or download it again."
+) -> FileError:
+    return FileError(f"File {file_name}, header entry {HEADER_KEY}", got=got, expected=expected, remedy=remedy)

@@ -1,0 +1,1 @@
+"""``.pt`` files without an unpickler."""

@@ -1,0 +1,1 @@
+"""What decides how each layer is stored: one module a method, and what methods share."""

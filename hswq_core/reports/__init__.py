@@ -1,0 +1,1 @@
+"""What sessions and files say about themselves, as data and Markdown."""

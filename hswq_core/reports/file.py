@@ -1,0 +1,220 @@
+"""What a quantized file says about itself: by its plan, or of others' files by its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from ..convert.header import HEADER_KEY, declared_format, declared_plan, header_record
+from ..errors import FileError
+from ..files.checkpoint import TensorInfo, model_prefix, read_header
+from ..files.tensor_header import DTYPE_NAMES
+from ..model.layer import KINDS_BY_RANK
+from ..plan.budget import choose_kept, eight_bit_size, per_byte
+from ..plan.plan import KEEP, QUANTIZE, LayerPlan, Plan
+from ..quant.grid import FLOAT8_DTYPES
+from ..quant.metrics import error_to_db
+from .table import Row, markdown, megabytes
+
+WEIGHT = ".weight"
+CHANGE, SENSITIVITY = "change of the output, %", "sensitivity"
+# Of a curve: each costs one choice among all layers.
+MOST_POINTS = 128
+Entries = Mapping[str, TensorInfo]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What bytes buy: the change of the model's output by the layers in 8 bits, over the bytes of those that are not.
+
+    Attributes:
+        smallest: bytes of the file's tensors with every layer in 8 bits.
+        points: (bytes beyond that, dB) of what budgets from none to all would have kept, ascending.
+        chosen: of this file; None if nothing that was measured is in 8 bits.
+    """
+
+    smallest: int
+    points: tuple[tuple[int, float], ...]
+    chosen: tuple[int, float] | None
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """A file's report.
+
+    Attributes:
+        name: of the file.
+        facts: short lines, the most important first.
+        rows: layers in model order.
+        measure: what ``Row.measure`` is, with its unit; "" if nothing was measured.
+        nbytes, smallest: of all tensors, and of them with every layer in 8 bits.
+        curve: None where no change of the model's output was measured.
+    """
+
+    name: str
+    facts: tuple[str, ...]
+    rows: tuple[Row, ...]
+    measure: str
+    nbytes: int
+    smallest: int
+    curve: Curve | None
+
+    @property
+    def extra(self) -> float:
+        """Bytes beyond every layer in 8 bits, as a share of them."""
+        return (self.nbytes - self.smallest) / max(self.smallest, 1)
+
+    def markdown(self) -> str:
+        """Facts and a table of layers, the worst first."""
+        columns = ("layer", "kind", "bits", "why", self.measure or "measured", "weight SQNR, dB", "MB")
+        cells = [
+            (r.name, r.kind, 8 if r.action == QUANTIZE else 16, r.reason, r.measure, r.sqnr_db, r.nbytes / 2**20)
+            for r in worst_first(self.rows)
+        ]
+        used = [i for i in range(len(columns)) if any(row[i] not in (None, "") for row in cells)]
+        picked = [[row[i] for i in used] for row in cells]
+        return markdown(self.name, self.facts, [columns[i] for i in used], picked)
+
+
+def worst_first(rows: tuple[Row, ...]) -> list[Row]:
+    """By measure, else by SQNR of the weight, else by bytes."""
+
+    def badness(row: Row) -> tuple[float, float, int]:
+        sqnr = math.inf if row.sqnr_db is None else row.sqnr_db
+        return (-math.inf if row.measure is None else row.measure, -sqnr, row.nbytes)
+
+    return sorted(rows, key=badness, reverse=True)
+
+
+def report_file(path: Path) -> FileReport:
+    """Read a quantized file's header; no tensor is read.
+
+    Raises:
+        FileError: not a safetensors file, none of FP8, or a damaged header.
+    """
+    metadata, entries = read_header(path)
+    if not any(info.dtype in FLOAT8_DTYPES for info in entries.values()):
+        raise FileError(
+            f"File {path.name}",
+            got="no FP8 weight",
+            expected="a file converted to FP8",
+            remedy="Choose a converted file, or convert this one first.",
+        )
+    declared_format(metadata, path.name)
+    plan = declared_plan(metadata, path.name)
+    return _foreign(path.name, entries) if plan is None else _planned(path.name, metadata, entries, plan)
+
+
+def _planned(name: str, metadata: Mapping[str, str], entries: Entries, plan: Plan) -> FileReport:
+    prefix = model_prefix(entries)
+    stored = {layer.name: _stored(name, entries, prefix, layer) for layer in plan.layers}
+    measure = CHANGE if any(layer.change is not None for layer in plan.layers) else ""
+    if not measure and any(layer.sensitivity for layer in plan.layers):
+        measure = SENSITIVITY
+    rows = tuple(_row(layer, stored[layer.name], measure) for layer in plan.layers)
+    nbytes, smallest = _sizes(entries, {f"{prefix}{name}{WEIGHT}" for name in stored})
+    curve = _curve(plan, smallest) if measure == CHANGE else None
+    made = f"{plan.family}, format {plan.file_format}, {' '.join(('method', plan.method, plan.budget)).strip()}"
+    facts = (made, plan.accounting(), _size_fact(nbytes, smallest), *_session_facts(metadata, name))
+    return FileReport(name, (*facts, *_curve_facts(plan, curve)), rows, measure, nbytes, smallest, curve)
+
+
+def _stored(name: str, entries: Entries, prefix: str, layer: LayerPlan) -> TensorInfo:
+    info = entries.get(f"{prefix}{layer.name}{WEIGHT}")
+    fits = info is not None and info.shape == layer.shape
+    if info is None or not fits or (info.dtype in FLOAT8_DTYPES) != (layer.action == QUANTIZE):
+        raise FileError(
+            f"File {name}, layer {layer.name}",
+            got="none" if info is None else f"{DTYPE_NAMES[info.dtype]} {list(info.shape)}",
+            expected=f"{layer.action} {list(layer.shape)}, as its plan says",
+            remedy="The file was changed after it was converted: convert again.",
+        )
+    return info
+
+
+def _row(layer: LayerPlan, info: TensorInfo, measure: str) -> Row:
+    value = layer.sensitivity if measure == SENSITIVITY else None
+    if measure == CHANGE and layer.change is not None:
+        value = 100 * math.sqrt(layer.change)
+    return Row(layer.name, layer.kind, layer.action, layer.reason, info.nbytes, value, layer.sqnr_db)
+
+
+def _sizes(entries: Entries, weights: set[str]) -> tuple[int, int]:
+    """(bytes of all tensors, the same with the weights ``weights`` in 8 bits)."""
+    return sum(info.nbytes for info in entries.values()), eight_bit_size(entries, weights)
+
+
+def _size_fact(nbytes: int, smallest: int) -> str:
+    more = (nbytes - smallest) / max(smallest, 1)
+    return f"{megabytes(nbytes)}, {more:+.1%} beyond every layer in 8 bits ({megabytes(smallest)})"
+
+
+def _session_facts(metadata: Mapping[str, str], name: str) -> list[str]:
+    session = header_record(metadata[HEADER_KEY], name).get("session") if HEADER_KEY in metadata else None
+    if not isinstance(session, dict):
+        return ["without calibration"]
+    return [f"calibrated on {session.get('calls')} calls, {session.get('images')} images"]
+
+
+def _curve(plan: Plan, smallest: int) -> Curve:
+    change = {layer.name: layer.change for layer in plan.layers if layer.change is not None}
+    cost = {layer.name: layer.weights for layer in plan.layers}
+    never = sum(cost[layer.name] for layer in plan.layers if layer.change is None and layer.action != QUANTIZE)
+
+    def point(kept: Collection[str]) -> tuple[int, float]:
+        left = sum(value for name, value in change.items() if name not in kept)
+        return never + sum(cost[name] for name in kept), error_to_db(math.sqrt(left))
+
+    chosen = {layer.name for layer in plan.layers if layer.action != QUANTIZE and layer.name in change}
+    whole = [0, *accumulate(cost[name] for name in per_byte(change, cost))]
+    budgets = {*whole[:: 1 + len(whole) // MOST_POINTS], sum(cost[name] for name in chosen)}
+    found = {point(choose_kept(change, cost, budget)) for budget in budgets}
+    points = sorted((extra, db) for extra, db in found if math.isfinite(db))
+    own = point(chosen)
+    return Curve(smallest, tuple(points), own if math.isfinite(own[1]) else None)
+
+
+def _curve_facts(plan: Plan, curve: Curve | None) -> list[str]:
+    if curve is None:
+        return [f"method {plan.method} measures no change of the model's output: no curve of size and quality"]
+    if not curve.chosen or not curve.points:
+        return []
+    return [
+        f"model output, by the sum of the layers' own changes: {curve.chosen[1]:.1f} dB; "
+        f"with every layer in 8 bits {curve.points[0][1]:.1f} dB"
+    ]
+
+
+def _foreign(name: str, entries: Entries) -> FileReport:
+    prefix = model_prefix(key for key, info in entries.items() if info.dtype in FLOAT8_DTYPES)
+    layers = {
+        key: info
+        for key, info in entries.items()
+        if key.startswith(prefix) and key.endswith(WEIGHT) and len(info.shape) in KINDS_BY_RANK
+    }
+    rows = tuple(
+        Row(
+            key[len(prefix) : -len(WEIGHT)],
+            KINDS_BY_RANK[len(info.shape)],
+            QUANTIZE if info.dtype in FLOAT8_DTYPES else KEEP,
+            DTYPE_NAMES[info.dtype],
+            info.nbytes,
+        )
+        for key, info in layers.items()
+    )
+    nbytes, smallest = _sizes(entries, set(layers))
+    sizes = Counter[str]()
+    for info in entries.values():
+        sizes[DTYPE_NAMES[info.dtype]] += info.nbytes
+    counts = Counter(row.action for row in rows)
+    facts = (
+        "made by another tool, or before plans were written: no measurements in it",
+        f"{counts[QUANTIZE]} layers in FP8 + {counts[KEEP]} wider = {len(rows)} layers",
+        _size_fact(nbytes, smallest),
+        ", ".join(f"{dtype}: {megabytes(size)}" for dtype, size in sizes.most_common()),
+    )
+    return FileReport(name, facts, rows, "", nbytes, smallest, None)

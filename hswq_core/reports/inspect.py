@@ -1,0 +1,164 @@
+"""What a finished file holds: FP8 weights with their scales, restored, compared and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..convert.header import HEADER_KEY, declared_format, header_record
+from ..errors import FileError
+from ..files.checkpoint import CHECKPOINT_PREFIX, FileSource
+from ..files.checks import shown
+from ..plan.formats import SCALE_SUFFIXES, usable
+from ..plan.plan import QUANTIZE
+from ..quant.grid import FLOAT8_E4M3FN, NAN_CODE, by_channel, largest_code
+from ..quant.metrics import sqnr_db
+
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A weight of two files.
+
+    Attributes:
+        key: in the second file.
+        dtypes: of both.
+        sqnr_db: of the second against the first; infinite if they are equal, None if the shapes differ.
+    """
+
+    key: str
+    dtypes: tuple[torch.dtype, torch.dtype]
+    sqnr_db: float | None
+
+
+class QuantizedFile:
+    """A ``.safetensors`` file, any weight of which can be restored.
+
+    Raises:
+        FileError: see ``FileSource``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.source = FileSource(path)
+        self.path = path
+
+    def weights(self) -> list[str]:
+        """Keys of every weight of rank 2 or 4, FP8 or not."""
+        entries = self.source.entries
+        return [key for key, info in entries.items() if key.endswith(f".{WEIGHT}") and len(info.shape) in (2, 4)]
+
+    def float8(self) -> list[str]:
+        """Keys of the FP8 weights, of any rank."""
+        entries = self.source.entries
+        return [k for k, info in entries.items() if k.endswith(f".{WEIGHT}") and info.dtype == FLOAT8_E4M3FN.dtype]
+
+    def scale_key(self, key: str) -> str | None:
+        """Key of the scale of a weight, however it is spelled; None: it has none."""
+        stem = key[: -len(WEIGHT)]
+        return next((stem + s for s in SCALE_SUFFIXES if stem + s in self.source.entries), None)
+
+    def restored(self, key: str) -> torch.Tensor:
+        """A weight in float32, dequantized if it is FP8."""
+        tensor = self.source.read(key)
+        if tensor.dtype != FLOAT8_E4M3FN.dtype:
+            return tensor.to(torch.float32)
+        scale_key = self.scale_key(key)
+        if scale_key is None:
+            return FLOAT8_E4M3FN.dequantize(tensor, None)
+        return FLOAT8_E4M3FN.dequantize(tensor, by_channel(self.scale(key, scale_key), tensor.dim()))
+
+    def scale(self, key: str, scale_key: str) -> torch.Tensor:
+        """The scale of a weight, float32. Raises FileError unless it is one number, or one an output channel."""
+        shape, outputs = self.source.entries[scale_key].shape, self.source.entries[key].shape[:1]
+        if math.prod(shape) not in (1, *outputs):
+            raise FileError(
+                f"File {self.path.name}, tensor {scale_key}",
+                got=f"shape {shape}",
+                expected=" or ".join(map(str, (1, *outputs))) + " values",
+                remedy="The file is damaged: convert or download it again.",
+            )
+        return self.source.read(scale_key).to(torch.float32)
+
+
+def compare(first: QuantizedFile, second: QuantizedFile) -> Iterator[Difference]:
+    """Every weight of rank 2 or 4 that both files have, in the second's order; one may lack the checkpoint's prefix.
+
+    Raises:
+        FileError: they have none in common.
+    """
+    known = set(first.weights())
+    sources = {key: next((k for k in _spellings(key) if k in known), None) for key in second.weights()}
+    if not any(sources.values()):
+        raise FileError(
+            f"File {second.path.name}",
+            got=f"no weight that {first.path.name} has",
+            expected="two files of one model",
+            remedy="Compare a file with the one it was made from.",
+        )
+    for key, source in sources.items():
+        if source is not None:
+            yield _difference(first, source, second, key)
+
+
+def _spellings(key: str) -> tuple[str, ...]:
+    """A key with and without the prefix of whole checkpoints."""
+    bare = key.removeprefix(CHECKPOINT_PREFIX)
+    return key, bare, CHECKPOINT_PREFIX + bare
+
+
+def _difference(first: QuantizedFile, source: str, second: QuantizedFile, key: str) -> Difference:
+    infos = first.source.entries[source], second.source.entries[key]
+    dtypes = infos[0].dtype, infos[1].dtype
+    if infos[0].shape != infos[1].shape:
+        return Difference(key, dtypes, None)
+    return Difference(key, dtypes, sqnr_db(first.restored(source), second.restored(key)))
+
+
+def findings(path: Path) -> Iterator[str]:
+    """What is wrong with a file, one line each; nothing if it is sound.
+
+    Raises:
+        FileError: it cannot be read at all.
+    """
+    file = QuantizedFile(path)
+    try:
+        declared = declared_format(file.source.metadata, path.name)
+    except FileError as error:
+        yield str(error)
+        declared = None
+    layers = file.float8()
+    for key in layers:
+        yield from _weight_findings(file, key, needs_scale=declared == "v2")
+    yield from _count_findings(file, declared, len(layers))
+
+
+def _weight_findings(file: QuantizedFile, key: str, *, needs_scale: bool) -> Iterator[str]:
+    codes = file.source.read(key)
+    if largest_code(codes) == NAN_CODE:
+        yield f"{key}: NaN codes"
+    scale_key = file.scale_key(key)
+    if scale_key is None:
+        if needs_scale:
+            yield f"{key}: no scale, which format v2 has for every FP8 weight"
+        return
+    try:
+        scale = file.scale(key, scale_key)
+    except FileError as error:
+        yield str(error)
+        return
+    if not bool(usable(scale).all()):
+        yield f"{scale_key}: NaN, infinity, zero or a negative number"
+
+
+def _count_findings(file: QuantizedFile, declared: str | None, found: int) -> Iterator[str]:
+    if declared is None:
+        return
+    counts = header_record(file.source.metadata[HEADER_KEY], file.path.name).get("counts")
+    said = counts.get(QUANTIZE) if isinstance(counts, dict) else None
+    if said != found:
+        yield f"{found} FP8 weights, the header says {shown(said)}"

@@ -1,0 +1,1 @@
+"""Hooks on models and text encoders that feed observers while ComfyUI samples."""

@@ -1,0 +1,147 @@
+"""Ways to spend the same bytes, judged by the model's output on calls that nothing was fitted to."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from ...hswq_core.methods.decide import not_quantized
+from ...hswq_core.methods.exclusions import NEVER_CALLED
+from ...hswq_core.methods.hswq import by_sensitivity
+from ...hswq_core.methods.solve import NEAREST, UNSOLVED, Solution
+from ...hswq_core.plan.budget import choose_kept, fitting
+from ...hswq_core.plan.plan import KEEP, QUANTIZE, SKIP, LayerPlan, Plan
+from ...hswq_core.progress import Progress, Step
+from ...hswq_core.quant.metrics import error_to_db
+from ..replay.replay import Replay
+from .rounder import CAST, SOLVED, Rounder
+
+log = logging.getLogger(__name__)
+
+METHOD = "model_aware"
+# Of layers, in a report.
+NAMES_TOLD = 5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Which layers stay in 16 bits, and how the others are rounded (see ``Rounder``)."""
+
+    name: str
+    how: str
+    kept: frozenset[str]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The plan to write.
+
+    Attributes:
+        plan: of the best candidate.
+        solutions: of its layers that are not rounded to nearest.
+        errors: {candidate: mean squared relative change of the model's output on unseen calls}.
+        best: the candidate of least error.
+        fast: line for the report about 8-bit multiplication; empty if it was not asked for.
+    """
+
+    plan: Plan
+    solutions: Mapping[str, Solution]
+    errors: dict[str, float]
+    best: Candidate
+    fast: str = ""
+
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the report."""
+        quantized = [layer for layer in self.plan.layers if layer.action == QUANTIZE]
+        how = Counter(layer.reason for layer in quantized)
+        found = ", ".join(f"{name} {error_to_db(error**0.5):.1f} dB" for name, error in self.errors.items())
+        lines = [
+            f"rounded: {', '.join(f'{n} {name}' for name, n in sorted(how.items()))}",
+            f"model output on unseen calls: {found}",
+        ]
+        damped = max(quantized, key=lambda layer: layer.damping, default=None)
+        if damped is not None and damped.damping > 0:
+            lines.append(f"largest damping: {damped.damping:.2g} ({damped.name})")
+        dead = [layer.dead for layer in quantized if layer.dead]
+        if dead:
+            lines.append(f"inputs that calibration never reached: {sum(dead)} in {len(dead)} layers")
+        unsolved = [layer.name for layer in quantized if layer.reason == UNSOLVED]
+        if unsolved:
+            lines.append(
+                f"memory ran out for {len(unsolved)} layers, which are rounded without regard to their inputs: "
+                f"{', '.join(unsolved[:NAMES_TOLD])}. Close other programs and convert again."
+            )
+        if self.best.how != SOLVED:
+            lines.append(f"{self.best.name} did better than {METHOD} and is what was written.")
+        return (*lines, *([self.fast] if self.fast else []))
+
+
+def candidates(rounder: Rounder, change: Mapping[str, float], budget: int) -> list[Candidate]:
+    """Ours first, then what others would do with as many bytes.
+
+    Args:
+        change: {layer: change of the model's output with it alone rounded}.
+        budget: bytes for layers that stay in 16 bits; a weight there takes one more than in 8.
+    """
+    cost = {name: rounder.job.by_name[name].weights for name in change}
+    sensitivity = {name: rounder.job.session.layers[name].sensitivity for name in change}
+    ours = frozenset(choose_kept(change, cost, budget))
+    theirs = frozenset(fitting(by_sensitivity(sensitivity), cost, budget))
+    cast = [Candidate("plain cast", CAST, frozenset(), "")] if rounder.encoding.file_format.scaled_kinds else []
+    return [
+        Candidate(METHOD, SOLVED, ours, "large change of the output"),
+        Candidate("hswq", NEAREST, theirs, "high sensitivity"),  # without its clip search, which is worth 0.1 dB
+        Candidate("nearest", NEAREST, frozenset(), ""),
+        *cast,
+    ]
+
+
+def best_of(
+    rounder: Rounder,
+    found: list[Candidate],
+    replay: Replay,
+    change: Mapping[str, float],
+    budget: str,
+    progress: Progress,
+) -> Outcome:
+    """Run each candidate; the plan of the one that changes the model's output least.
+
+    Args:
+        replay: of calls that nothing was fitted to.
+        budget: what the user asked for, as it appears in the file name.
+        progress: called as (step, done, total); may raise to cancel.
+    """
+    reference, errors = replay.run(), {}
+    for one in found:
+        progress(Step("Verifying", one.name), len(errors), len(found))
+        names = [name for name in change if name not in one.kept]
+        errors[one.name] = replay.change(reference, {name: partial(rounder.delta, name, one.how) for name in names})
+    best = min(found, key=lambda one: errors[one.name])
+    if best.how != SOLVED:
+        log.warning("HSWQ: %s did better than %s on unseen calls (%s).", best.name, METHOD, errors)
+    plan = plan_of(rounder, best, change, budget)
+    solutions = rounder.solutions if best.how == SOLVED else {}
+    return Outcome(plan, solutions, errors, best)
+
+
+def plan_of(rounder: Rounder, chosen: Candidate, change: Mapping[str, float], budget: str) -> Plan:
+    """The plan of one candidate; layers without a ``change`` were never called."""
+    job = rounder.job
+
+    def decide(name: str) -> LayerPlan:
+        if name not in change:
+            return not_quantized(job.by_name[name], SKIP, NEVER_CALLED)
+        if name in chosen.kept:
+            return not_quantized(job.by_name[name], KEEP, chosen.reason)
+        return rounder.row(name, chosen.how)
+
+    layers = tuple(replace(decide(name), change=change.get(name)) for name in job.by_name)
+    encoding = rounder.encoding
+    names = (encoding.file_format.name, METHOD, budget, job.info.family.name, encoding.grid.name)
+    plan = Plan(*names, layers, encoding.granularity)
+    plan.require_closed(len(job.layers))
+    return plan

@@ -1,0 +1,134 @@
+"""Second moments of layer inputs, gathered from replayed states under a memory limit."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ...hswq_core.model.layer import input_rows, row_count
+from ...hswq_core.quant.moments import Gram, Held, Moments, Rows
+from ..replay.replay import Replay, window_of
+
+# Of the free memory that what is gathered of one group may take.
+MEMORY_SHARE = 0.4
+BYTES_PER_NUMBER = 4  # float32
+# Second moments, held inputs and factor of a layer, and what is smaller, in sizes of its second moments.
+SOLVER_COPIES = 3.5
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Which layers get the same input, as seen in a replay.
+
+    Attributes:
+        leader: {layer: the first layer that gets the same tensor}, for every layer the states call, in order of call.
+        rows: {leader: input rows over all states}.
+    """
+
+    leader: dict[str, str]
+    rows: dict[str, int]
+
+
+def shared_inputs(replay: Replay, layers: Iterable[str]) -> Inputs:
+    """Run every state and see."""
+    seen: dict[int, tuple[weakref.ref[torch.Tensor], str]] = {}
+    found = Inputs({}, {})
+
+    def see(name: str) -> Callable[[torch.Tensor], None]:
+        module = replay.modules[name]
+        window = window_of(module)
+
+        def note(x: torch.Tensor) -> None:
+            known = seen.get(id(x))
+            if known is None or known[0]() is not x or window != window_of(replay.modules[known[1]]):
+                known = seen[id(x)] = (weakref.ref(x), name)
+            leader = found.leader.setdefault(name, known[1])
+            if leader == name:
+                found.rows[name] = found.rows.get(name, 0) + row_count(x, type(module).__name__, window)
+
+        return note
+
+    replay.watch({name: see(name) for name in layers})
+    return found
+
+
+def in_groups(replay: Replay, rows: Mapping[str, int]) -> Iterator[list[str]]:
+    """Layers of whom what is gathered fits into the memory that is free now, in order; at least one a group.
+
+    Args:
+        rows: {layer: input rows to decide by}; those to round by become moments.
+    """
+    device = comfy.model_management.get_torch_device()
+    limit = MEMORY_SHARE * comfy.model_management.get_free_memory(device)
+    group: list[str] = []
+    size = 0
+    for name, held in rows.items():
+        columns = columns_of(replay.modules[name])
+        own = BYTES_PER_NUMBER * columns * (columns + min(columns, held))
+        if group and size + own > limit:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += own
+    if group:
+        yield group
+
+
+def gather(replay: Replay, layers: Sequence[str], device: torch.device | None = None) -> dict[str, Moments]:
+    """Moments of the inputs of these layers, in order of call, over all states.
+
+    device: to sum on; None: where there is room.
+    """
+    grams = {name: Gram(name, columns_of(replay.modules[name]), device or _room(replay, name)) for name in layers}
+    _feed(replay, grams)
+    return {name: gram.moments() for name, gram in grams.items()}
+
+
+def hold(replay: Replay, layers: Sequence[str], device: torch.device | None = None) -> dict[str, Moments | Rows]:
+    """The inputs of these layers, in order of call, over all states, to decide by; ``device`` as for ``gather``."""
+    held = {name: Held(name, columns_of(replay.modules[name]), device or _room(replay, name)) for name in layers}
+    _feed(replay, held)
+    return {name: one.inputs() for name, one in held.items()}
+
+
+def solver_room(replay: Replay) -> float:
+    """Bytes that rounding the widest layer takes, of the device at most half."""
+    widest = max(map(columns_of, replay.modules.values()))
+    total = comfy.model_management.get_total_memory(comfy.model_management.get_torch_device())
+    return float(min(SOLVER_COPIES * BYTES_PER_NUMBER * widest**2, total / 2))
+
+
+def device_for(columns: int, wanted: torch.device) -> torch.device:
+    """Where a layer of so many columns is rounded: the CPU if ``wanted`` has no room for its moments and factor."""
+    needed = SOLVER_COPIES * BYTES_PER_NUMBER * columns**2
+    roomy = wanted.type == "cpu" or needed < comfy.model_management.get_free_memory(wanted)
+    return wanted if roomy else torch.device("cpu")
+
+
+def _feed(replay: Replay, into: Mapping[str, Gram | Held]) -> None:
+    def see(name: str) -> Callable[[torch.Tensor], None]:
+        module = replay.modules[name]
+
+        def add(x: torch.Tensor) -> None:
+            for rows in input_rows(x, type(module).__name__, window_of(module)):
+                into[name].add(rows)
+
+        return add
+
+    replay.watch({name: see(name) for name in into}, last=list(into)[-1])
+
+
+def _room(replay: Replay, name: str) -> torch.device:
+    return device_for(columns_of(replay.modules[name]), comfy.model_management.get_torch_device())
+
+
+def columns_of(module: Any) -> int:
+    """k: inputs that one output of a Linear or Conv2d sees, all groups together."""
+    if type(module).__name__ == "Linear":
+        return int(module.in_features)
+    return int(module.in_channels * module.kernel_size[0] * module.kernel_size[1])

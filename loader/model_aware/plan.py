@@ -1,0 +1,99 @@
+"""Method ``model_aware``: rounded and chosen by what each layer does to this model's own output.
+
+0. A session of few prompts gets more: see ``variety``.
+1. Every layer is rounded with the second moments of its inputs, gathered group by group under a memory limit.
+2. Each rounded layer alone is put into the model: the change of the output is what it costs to have it in 8 bits. Of a
+   large model only those that may be worth keeping.
+3. The budget keeps the layers of the largest change per byte.
+4. The whole plan is run on states that nothing was fitted to, beside what other methods would make of the same bytes;
+   the best is written.
+5. Where asked for, layers that may multiply in 8 bits are chosen: see ``fast``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain, zip_longest
+
+from ...hswq_core.calibration.split import Split, split_states
+from ...hswq_core.calibration.states import State
+from ...hswq_core.methods.decide import require_unquantized
+from ...hswq_core.methods.solutions import Workspace, key_of
+from ...hswq_core.model.fingerprint import sample_weights
+from ...hswq_core.plan.budget import Budget
+from ...hswq_core.plan.encoding import Encoding
+from ...hswq_core.progress import Progress
+from ..job import Job
+from ..replay.replay import Replay
+from ..replay.variety import varied
+from .candidates import Outcome, best_of, candidates
+from .fast_matmul import speeded
+from .gather import solver_room
+from .probe import Probe
+from .rounder import Rounder
+from .solver import Solver
+
+# Of the pictures drawn for variety: to round by; the rest to decide by.
+VARIED_FIT_SHARE = 0.75
+# To see what casting the inputs does.
+FAST_STATES = 8
+# Of the work kept on disk; another release's is of no use.
+WORK_VERSION = "4"
+
+
+def plan_model_aware(job: Job, states: list[State], encoding: Encoding, budget: Budget, progress: Progress) -> Outcome:
+    """Plan a conversion under a budget.
+
+    Args:
+        job: the opened MODEL.
+        states: of the session, in order of key.
+        encoding: how layers are written.
+        budget: how large the file may be.
+        progress: called as (step, done, total); may raise to cancel.
+
+    Raises:
+        SessionError: too few states.
+        SettingError: a file size that cannot be reached.
+        LayerError: a layer with NaN, or already in FP8.
+        FileError: the folder of the session cannot be written to.
+    """
+    extra = budget.extra_bytes(job.smallest(encoding), len(job.layers))
+    for layer in job.layers:
+        require_unquantized(layer)
+    split = split_states(states)
+    done = Workspace(job.work_folder, work_key(job, states, encoding))
+    rounder = Rounder(job, encoding, done)
+    verify = Replay(job.model, split.verify)
+    with verify.loaded(solver_room(verify)):
+        split = _with_variety(job, split, progress)
+        Solver(rounder, done, Replay(job.model, split.fit), Replay(job.model, split.decide), progress).run()
+        cost = {name: job.by_name[name].weights for name in done}
+        error = {name: done.error(name) for name in cost}
+        change = Probe(job.model, split.decide, rounder.delta, done, progress).changes(cost, error, extra)
+        found = candidates(rounder, change, extra)
+        outcome = best_of(rounder, found, verify, change, budget.text, progress)
+        if not encoding.fast_matmul:
+            return outcome
+        gain = {name: change[name] / error[name] if error[name] else 0.0 for name in change}
+        return speeded(outcome, rounder, gain, Replay(job.model, split.decide[:FAST_STATES]), verify, progress)
+
+
+def _with_variety(job: Job, split: Split, progress: Progress) -> Split:
+    """Where the session has few prompts, drawn ones beside them, other ones to decide by than to round by."""
+    if not split.few_prompts:
+        return split
+    pictures = varied(job.model, split.fit, progress)
+    cut = round(VARIED_FIT_SHARE * len(pictures))
+    fit, decide = (list(chain.from_iterable(part)) for part in (pictures[:cut], pictures[cut:]))
+    # In turn: a large model is probed on the first few alone.
+    mixed = [state for pair in zip_longest(split.decide, decide) for state in pair if state is not None]
+    return replace(split, fit=split.fit + fit, decide=mixed)
+
+
+def work_key(job: Job, states: list[State], encoding: Encoding) -> str:
+    """Names everything the rounded layers and their probes depend on; the budget is not among it."""
+    weights = job.info.fingerprint.weights
+    if job.model.patches:  # the fingerprint is of the model without its LoRAs
+        weights = sample_weights(job.by_name, lambda name: job.read(job.by_name[name]))
+    marks = ",".join(state.mark for state in states)
+    return key_of(WORK_VERSION, job.info.fingerprint.layout, str(weights.tolist()), marks, encoding.text)

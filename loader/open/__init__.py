@@ -1,0 +1,1 @@
+"""HSWQ Loader: converted files as models whose weights stay quantized in memory."""

@@ -1,0 +1,242 @@
+"""Calls taken up where they were left: each group of layers is watched from the block on that the last one ended in.
+
+Without that every call would run all blocks before a group once more, half of a call on average, and a large model has
+dozens of groups. Kept of a call are the arguments of that block, and of the blocks before it what the model's own code
+still holds by then, such as a UNet's skips, and what is small, such as embeddings: that is what can be of use behind
+it. All other blocks before it answer with NaN. Whether that holds for a model is checked each time: one call runs in
+full as well, and must show the layers the same inputs; else all calls run from their beginning.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ...hswq_core.calibration.states import State
+from .blocks import answering, holding, is_in, mapped, tensors_in
+from .replay import Replay, hooked
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+# Of the free RAM that is kept between groups; calls beyond it run from their beginning.
+MEMORY_SHARE = 0.2
+# Bytes of a block's output that are kept in any case: the model may have made something else of it, and dropped it.
+SMALL = 2**20
+# Relative difference of sums and norms of inputs that is none: what a GPU does in another order.
+SAME = 1e-3
+
+See = Mapping[str, Callable[[torch.Tensor], None]]
+Shown = dict[str, list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class _Gone:
+    """A tensor nobody will look at."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a call needs to go on.
+
+    Attributes:
+        front: the block to go on from; "": the call begins at its beginning.
+        given: that block's arguments by position or name, tensors on the CPU.
+        answers: {block before it: its output, tensors on the CPU or ``_Gone``}.
+    """
+
+    front: str = ""
+    given: dict[int | str, Any] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors."""
+        return sum(tensor.nbytes for tensor in tensors_in([*self.given.values(), *self.answers.values()]))
+
+
+BEGINNING = _Kept()
+
+
+class Relay(Replay):
+    """A replay whose ``watch`` goes on where it stopped; for layers before that, from the beginning again."""
+
+    @classmethod
+    def of(cls, replay: Replay) -> Relay:
+        """The same states on the same model."""
+        return cls(replay.model, [state for batch in replay.batches for state in batch])
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._blocks = holding(self.model.model.diffusion_model, self.modules)
+        self._limit = MEMORY_SHARE * comfy.model_management.get_free_memory(CPU)
+        self._kept = [BEGINNING] * len(self.batches)
+        # One call alone would be run twice.
+        self._works = len(self.batches) > 1
+        # The smallest call shows whether it does.
+        self._judge = min(range(len(self.batches)), key=lambda i: len(self.batches[i]))
+
+    def watch(self, see: See, *, last: str | None = None) -> None:
+        """As ``Replay.watch``."""
+        if last is None or not self._works:
+            super().watch(see, last=last)
+            return
+        if any(is_in(name, block) for name in see for block in self._kept[self._judge].answers):
+            self._kept = [BEGINNING] * len(self.batches)
+        front = self._judged(see, last)
+        room = self._limit
+        for i, batch in enumerate(self.batches):
+            if i != self._judge:
+                self._kept[i] = self._watched(batch, self._kept[i], front if room > 0 else "", see, last).kept
+            room -= self._kept[i].nbytes
+
+    def _watched(self, batch: list[State], kept: _Kept, front: str, see: See, last: str) -> _Call:
+        call = _Call(kept, front, self.model.load_device)
+        with call.followed(self._blocks):
+            self.watch_call(batch, see, last)
+        return call
+
+    def _judged(self, see: See, last: str) -> str:
+        """One call in full, and as the others will be; the block that the layer ``last`` is in, "" if they differ."""
+        batch, kept = self.batches[self._judge], self._kept[self._judge]
+        whole: Shown = {}
+        short: Shown = {}
+        full = self._watched(batch, BEGINNING, "", _noting(whole, see), last)
+        going_on = self._watched(batch, kept, full.inside, _noting(short, dict.fromkeys(see, _ignored)), last)
+        self._kept[self._judge] = going_on.kept
+        self._works = full.regular and going_on.kept is not BEGINNING and _alike(whole, short)
+        if self._works:
+            return full.inside
+        log.info("HSWQ: blocks of this model cannot be skipped; watching takes longer.")
+        self._kept = [BEGINNING] * len(self.batches)
+        return ""
+
+
+class _Call:
+    """One call of the model on its way from block to block.
+
+    Args:
+        kept: where it goes on from.
+        front: what it needs to go on from this block is kept next; "": nothing is.
+        device: where the model computes.
+
+    Attributes:
+        kept: that; ``BEGINNING`` if the block has not been met.
+        inside: the block that runs.
+        regular: no block ran twice.
+    """
+
+    def __init__(self, kept: _Kept, front: str, device: torch.device) -> None:
+        self._from, self._front, self._device = kept, front, device
+        self.kept, self.inside, self.regular = BEGINNING, "", True
+        self._depth = 0
+        # Of each block that ran: its output, each tensor as (weak reference, what is kept in any case).
+        self._outputs: dict[str, Any] = {}
+
+    @contextmanager
+    def followed(self, blocks: Mapping[str, torch.nn.Module]) -> Iterator[None]:
+        """Blocks before the one to go on from answer, all are followed."""
+        with ExitStack() as stack:
+            for name, answer in self._from.answers.items():
+                stack.enter_context(answering(blocks[name], partial(self._answer, answer)))
+            stack.enter_context(hooked(self._hooks(blocks)))
+            yield
+
+    def _hooks(self, blocks: Mapping[str, torch.nn.Module]) -> Iterator[Any]:
+        for name, module in blocks.items():
+            yield module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
+            yield module.register_forward_hook(partial(self._leave, name))
+
+    def _enter(self, name: str, _module: Any, args: Any, kwargs: Any) -> Any:
+        self._depth += 1
+        if self._depth > 1:
+            return None
+        self.inside = name
+        self.regular &= name not in self._outputs
+        if name == self._from.front:
+            given = self._from.given
+            args = tuple(self._put(value, given.get(place)) for place, value in enumerate(args))
+            kwargs = {key: self._put(value, given.get(key)) for key, value in kwargs.items()}
+        if name == self._front:
+            outputs = {block: mapped(_Seen.now, output, _Seen) for block, output in self._outputs.items()}
+            given = {place: mapped(_to_cpu, value) for place, value in [*enumerate(args), *kwargs.items()]}
+            self.kept = _Kept(name, given, outputs)
+        return args, kwargs
+
+    def _leave(self, name: str, _module: Any, _args: Any, output: Any) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._outputs[name] = mapped(_Seen, output)
+
+    def _answer(self, kept: Any) -> Any:
+        return mapped(partial(_back, device=self._device), kept, (torch.Tensor, _Gone))
+
+    def _put(self, value: Any, kept: Any) -> Any:
+        """An argument with the tensors that are kept of it; what is no tensor is this call's own."""
+        if isinstance(value, torch.Tensor) and isinstance(kept, torch.Tensor):
+            return _back(kept, self._device)
+        if isinstance(value, (tuple, list)) and isinstance(kept, (tuple, list)) and len(value) == len(kept):
+            return type(value)(map(self._put, value, kept))
+        return value
+
+
+class _Seen:
+    """A tensor that a block gave: looked at again later, if it is still there."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._there = weakref.ref(tensor)
+        self._small = _to_cpu(tensor) if tensor.nbytes <= SMALL else _Gone(tensor.shape, tensor.dtype)
+
+    def now(self) -> torch.Tensor | _Gone:
+        """As it is now; as it was if it is small; else gone."""
+        tensor = self._there()
+        return self._small if tensor is None else _to_cpu(tensor)
+
+
+def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy: the model may change its tensors in place."""
+    return tensor.detach().to(CPU, copy=True)
+
+
+def _back(kept: torch.Tensor | _Gone, device: torch.device) -> torch.Tensor:
+    """A copy of what is kept; of what is gone, NaN."""
+    if isinstance(kept, torch.Tensor):
+        return kept.to(device, copy=True)
+    return torch.full(kept.shape, torch.nan if kept.dtype.is_floating_point else 0, dtype=kept.dtype, device=device)
+
+
+def _ignored(_x: torch.Tensor) -> None:
+    pass
+
+
+def _noting(shown: Shown, see: See) -> See:
+    """``see``, with norm and scaled sum of each input noted."""
+
+    def noted(name: str) -> Callable[[torch.Tensor], None]:
+        def note(x: torch.Tensor) -> None:
+            total = x.sum(dtype=torch.float32) / max(1, x.numel()) ** 0.5
+            shown.setdefault(name, []).append(torch.stack([x.float().norm(), total]).cpu())
+            see[name](x)
+
+        return note
+
+    return {name: noted(name) for name in see}
+
+
+def _alike(a: Shown, b: Shown) -> bool:
+    """Whether two calls have shown the same layers the same inputs; NaN is never the same."""
+    if {name: len(shown) for name, shown in a.items()} != {name: len(shown) for name, shown in b.items()}:
+        return False
+    pairs = ((x, y) for name in a for x, y in zip(a[name], b[name], strict=True))
+    return all(bool(((x - y).abs() <= SAME * x[0]).all()) for x, y in pairs)

@@ -1,0 +1,1 @@
+"""Sessions in ComfyUI's output folder: adding to them, listing and merging them."""

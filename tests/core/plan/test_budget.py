@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+from hswq.hswq_core.errors import SettingError
+from hswq.hswq_core.plan.budget import BYTES_BESIDE_A_LAYER, MB, Budget, choose_kept
+
+
+def test_the_largest_change_per_byte_is_kept_first():
+    change = {"a": 8.0, "b": 6.0, "c": 1.0, "d": 0.0}
+    cost = {"a": 8, "b": 3, "c": 2, "d": 1}
+    assert choose_kept(change, cost, 0) == set()
+    assert choose_kept(change, cost, 3) == {"b"}
+    assert choose_kept(change, cost, 5) == {"b", "c"}  # a does not fit, c does
+    assert choose_kept(change, cost, 11) == {"a", "b"}
+    assert choose_kept(change, cost, 99) == {"a", "b", "c"}  # nothing is won by keeping d
+
+
+def test_equal_changes_are_kept_in_order_of_name():
+    assert choose_kept({"b": 1.0, "a": 1.0}, {"a": 1, "b": 1}, 1) == {"a"}
+
+
+@pytest.mark.parametrize("extra", [-1.0, 101.0, float("nan")])
+def test_a_share_out_of_range_is_an_error(extra):
+    with pytest.raises(SettingError, match="extra_percent"):
+        Budget(extra)
+
+
+@pytest.mark.parametrize("target", [-1.0, float("inf"), float("nan")])
+def test_a_file_size_out_of_range_is_an_error(target):
+    with pytest.raises(SettingError, match="target_mb"):
+        Budget(target_mb=target)
+
+
+def test_a_share_is_of_the_smallest_file():
+    assert Budget(3.0).extra_bytes(1000, 5) == 30
+    assert Budget(0.0).extra_bytes(1000, 5) == 0
+    assert Budget(2.5).text == "2.5pct"
+
+
+def test_a_file_size_leaves_room_for_what_lies_beside_the_weights():
+    budget = Budget(3.0, target_mb=8)
+    assert budget.text == "8mb"
+    assert budget.extra_bytes(6 * MB, 100) == 2 * MB - 100 * BYTES_BESIDE_A_LAYER
+    with pytest.raises(SettingError, match=r"target_mb: got 8, expected at least 11 for this model"):
+        budget.extra_bytes(9 * MB, 2048)
