@@ -16,7 +16,7 @@ from ..hswq_core.convert.output import Conversion, report, source_layers, write_
 from ..hswq_core.files.atomic import require_writable
 from ..hswq_core.files.names import describe, output_path
 from ..hswq_core.methods.solve import Solution
-from ..hswq_core.model.layer import Layer
+from ..hswq_core.model.layer import Layer, bias_key, weight_key
 from ..hswq_core.plan.budget import BYTES_BESIDE_A_LAYER, smallest_size
 from ..hswq_core.plan.encoding import Encoding
 from ..hswq_core.plan.formats import TENSOR, format_named
@@ -69,7 +69,7 @@ class Job:
 
     def has_bias(self, name: str) -> bool:
         """Whether a layer has a bias."""
-        return f"{self.source.prefix}{name}.bias" in self.source.entries
+        return bias_key(name, self.source.prefix) in self.source.entries
 
     def smallest(self, encoding: Encoding | None = None) -> int:
         """See ``smallest_size``."""
@@ -121,7 +121,7 @@ def _reader(source: ModelSource, layers: list[Layer]) -> Callable[[Layer], torch
     """Weights on the device that searches."""
     device = search_device()
     make_room(layers, device)
-    return lambda layer: source.read(f"{source.prefix}{layer.name}.weight").to(device)
+    return lambda layer: source.read(weight_key(layer.name, source.prefix)).to(device)
 
 
 def output_folder(*, whole: bool) -> Path:

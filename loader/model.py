@@ -11,7 +11,8 @@ from ..hswq_core.calibration.observer import LayerStats
 from ..hswq_core.errors import LayerError
 from ..hswq_core.model.families import Family, detect_family
 from ..hswq_core.model.fingerprint import Fingerprint, layout_hash, sample_weights
-from ..hswq_core.model.layer import LAYER_KINDS
+from ..hswq_core.model.kinds import KINDS, kind_of
+from ..hswq_core.model.layer import weight_key
 from ..hswq_core.quant.grid import FLOAT8_DTYPES
 
 PARAMETER_PREFIX = "diffusion_model."
@@ -38,24 +39,19 @@ class ModelInfo:
 def layer_modules(diffusion_model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """{name: module} of every Linear and Conv2d, in model order.
 
-    By type name: ComfyUI's mixed-precision Linear is no subclass of torch.nn.Linear.
+    By type name, see ``LayerKind``.
     """
     return {
         name.replace(_COMPILED_PREFIX, ""): module
         for name, module in diffusion_model.named_modules()
-        if type(module).__name__ in LAYER_KINDS
+        if type(module).__name__ in KINDS
     }
-
-
-def input_channels(module: torch.nn.Module) -> int:
-    """C_in of a Linear or Conv2d, all groups together."""
-    channels = module.in_features if type(module).__name__ == "Linear" else module.in_channels
-    return int(channels)  # type: ignore[arg-type]
 
 
 def empty_stats(module: torch.nn.Module) -> LayerStats:
     """Statistics of nothing for ``module``."""
-    return LayerStats.empty(type(module).__name__, tuple(module.weight.shape), input_channels(module))
+    kind = kind_of(module)
+    return LayerStats.empty(kind.name, tuple(module.weight.shape), kind.channels(module))
 
 
 def original(key_patch: list[Any]) -> torch.Tensor:
@@ -90,7 +86,7 @@ def inspect_layers(patcher: Any, modules: dict[str, torch.nn.Module], prefix: st
         _require_unquantized(name, module.weight)
     empty = {name: empty_stats(module) for name, module in modules.items()}
     patches = patcher.get_key_patches(prefix)
-    weights = sample_weights(modules, lambda name: original(patches[f"{prefix}{name}.weight"]))
+    weights = sample_weights(modules, lambda name: original(patches[weight_key(name, prefix)]))
     layout = layout_hash({name: (stats.kind, stats.shape) for name, stats in empty.items()})
     shapes = {key[len(prefix) :]: patch[0][0].shape for key, patch in patches.items()}
     kinds = {name: stats.kind for name, stats in empty.items()}
@@ -101,7 +97,7 @@ def _require_layers(modules: dict[str, torch.nn.Module], model_name: str) -> Non
     if not modules:
         raise LayerError(
             f"Model {model_name}",
-            got="no Linear or Conv2d layer",
+            got=f"no {' or '.join(KINDS)} layer",
             expected="a diffusion model",
             remedy="Connect the MODEL of a checkpoint or diffusion model loader.",
         )

@@ -18,6 +18,7 @@ import torch
 from ..hswq_core.errors import FileError, SettingError
 from ..hswq_core.files.checkpoint import FileSource, TensorInfo
 from ..hswq_core.model.fingerprint import Fingerprint, sample_weights
+from ..hswq_core.model.layer import weight_key
 from .model import PARAMETER_PREFIX, ModelInfo, original
 from .open.keys import key_prefix
 
@@ -77,7 +78,7 @@ def _original_file(model: Any, info: ModelInfo) -> FileSource | None:
         log.info("HSWQ: %s Taking the weights from memory.", error)
         return None
     prefix = key_prefix(file.entries)
-    keys = {name: f"{prefix}{name}.weight" for name in info.kinds}
+    keys = {name: weight_key(name, prefix) for name in info.kinds}
     if any(key not in file.entries or file.entries[key].shape != info.empty[name].shape for name, key in keys.items()):
         log.info("HSWQ: %s names its layers differently; taking the weights from memory.", path.name)
         return None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import LayerError
-from ..model.layer import channel_axis
+from ..model.kinds import KINDS
 
 # Longest row of one float32 norm; of a constant, longer ones drift by more than 1e-5.
 NORM_ROW = 4096
@@ -36,7 +36,7 @@ class LayerStats:
     """Sums over calls of one layer, on the CPU.
 
     Attributes:
-        kind: "Linear" or "Conv2d".
+        kind: a row of ``KINDS``.
         shape: weight shape, [out, in] or [out, in / groups, kh, kw].
         in_calls, out_calls: forwards whose input resp. output was seen (an interrupt leaves them one apart).
         out_sum, out_sq_sum: Σ mean(y), Σ mean(y²).
@@ -156,7 +156,7 @@ class LayerObserver:
 
     Args:
         name: the layer's name, for errors.
-        kind: "Linear" or "Conv2d".
+        kind: a row of ``KINDS``.
         shape: weight shape.
         channels: C_in of the input (in_features, in_channels).
         last: of all layers that may share an input; None: it shares none.
@@ -173,8 +173,8 @@ class LayerObserver:
         self._outputs: tuple[torch.Tensor, ...] | None = None  # Σ mean(y), Σ mean(y²), [] each
 
     def see_input(self, x: torch.Tensor) -> None:
-        """Add one call's input: any floating dtype, rank 2-4, channels on ``channel_axis``."""
-        axis = channel_axis(self.kind, x.dim(), self.name)
+        """Add one call's input: any floating dtype, of the kind's ranks, channels on its axis."""
+        axis = KINDS[self.kind].channel_axis(x.dim(), self.name)
         if x.shape[axis] != self.channels:
             raise LayerError(
                 f"Layer {self.name} ({self.kind}), input channels",

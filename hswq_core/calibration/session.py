@@ -23,7 +23,7 @@ from ..files.atomic import save_pt
 from ..files.checks import checked, count, number, shown, text
 from ..files.pt.reader import read_containers
 from ..model.fingerprint import SAMPLES_PER_LAYER, Fingerprint, layout_hash
-from ..model.layer import LAYER_KINDS
+from ..model.kinds import KINDS
 from .history import History, from_record, joined, point_of, to_record
 from .observer import LayerStats
 
@@ -212,10 +212,11 @@ def _layer_stats(name: str, record: dict[str, Any]) -> LayerStats:
     kind, shape = text(record["kind"]), tuple(count(n) for n in checked(record["shape"], list))
     vectors = {key: checked(record[key], torch.Tensor).to(torch.float64) for key in ("abs_sum", "mean_sum")}
     channels = vectors["abs_sum"].numel()
-    if len(shape) != LAYER_KINDS.get(kind) or min(shape) < 1 or not 0 < channels <= MAX_CHANNELS:
+    known = KINDS.get(kind)
+    if known is None or len(shape) != known.rank or min(shape) < 1 or not 0 < channels <= MAX_CHANNELS:
         raise ValueError(f"layer {name}: {kind} of shape {shape} with {channels} channels")
     groups, rest = divmod(channels, shape[1])
-    if rest or (kind == "Linear" and groups != 1) or any(v.shape != (channels,) for v in vectors.values()):
+    if rest or (groups != 1 and not known.grouped) or any(v.shape != (channels,) for v in vectors.values()):
         raise ValueError(f"layer {name}: {channels} channels for a {kind} weight of shape {shape}")
     stats = LayerStats(
         kind=kind,

@@ -12,11 +12,10 @@ from ..errors import FileError
 from ..files.checkpoint import FileSource, TensorInfo, model_prefix
 from ..model.families import GENERIC, detect_family
 from ..model.fingerprint import Fingerprint, layout_hash, sample_weights
-from ..model.layer import KINDS_BY_RANK, Layer
+from ..model.kinds import KINDS_BY_RANK
+from ..model.layer import Layer, layer_of, weight_key
 from ..model.presets import AUTO, PRESETS, Preset, Remaining
 from .output import source_layers
-
-WEIGHT = ".weight"
 
 
 class FileModel:
@@ -71,7 +70,7 @@ class FileModel:
 
     def read(self, layer: Layer) -> torch.Tensor:
         """The weight of a layer."""
-        return self.source.read(f"{self.prefix}{layer.name}{WEIGHT}")
+        return self.source.read(weight_key(layer.name, self.prefix))
 
     def fingerprint(self) -> Fingerprint:
         """Identity of the model, as a session has it."""
@@ -82,5 +81,5 @@ class FileModel:
 
 def _kinds(inner: Mapping[str, TensorInfo]) -> dict[str, str]:
     """{layer name: kind} of every weight of a layer's rank."""
-    layers = {key: len(info.shape) for key, info in inner.items() if key.endswith(WEIGHT)}
-    return {key[: -len(WEIGHT)]: KINDS_BY_RANK[rank] for key, rank in layers.items() if rank in KINDS_BY_RANK}
+    ranks = {layer_of(key): len(info.shape) for key, info in inner.items()}
+    return {name: KINDS_BY_RANK[rank] for name, rank in ranks.items() if name is not None and rank in KINDS_BY_RANK}

@@ -16,7 +16,8 @@ from ..files.checkpoint import TensorInfo, TensorSource
 from ..files.writing import OutputTensor, write_checkpoint
 from ..methods.solve import Solution
 from ..model.families import GENERIC, Family, family_named
-from ..model.layer import LAYER_KINDS, Layer
+from ..model.kinds import KINDS, NAMES
+from ..model.layer import Layer, bias_key, layer_of, weight_key
 from ..plan.formats import FileFormat, format_for, format_named
 from ..plan.plan import KEEP, QUANTIZE, LayerPlan, Plan
 from ..progress import Progress, no_progress
@@ -39,16 +40,16 @@ def source_layers(source: TensorSource, prefix: str, kinds: Mapping[str, str]) -
     """
     layers = []
     for key, info in source.entries.items():
-        name = key[len(prefix) : -len(".weight")]
-        if key.startswith(prefix) and key.endswith(".weight") and name in kinds:
+        name = layer_of(key, prefix)
+        if name is not None and name in kinds:
             layers.append(Layer(name, kinds[name], info.shape, info.dtype))
     missing = sorted(set(kinds) - {layer.name for layer in layers})
-    wrong = [layer.name for layer in layers if len(layer.shape) != LAYER_KINDS[layer.kind]]
+    wrong = [layer.name for layer in layers if len(layer.shape) != KINDS[layer.kind].rank]
     if missing or wrong:
         raise LayerError(
             f"{source.name}, layer {(missing + wrong)[0]}",
             got="no weight of that name" if missing else "a weight of another rank",
-            expected=f"the weights of all {len(kinds)} Linear and Conv2d layers",
+            expected=f"the weights of all {len(kinds)} {NAMES} layers",
             remedy="Convert the model the session was made with.",
         )
     return layers
@@ -63,9 +64,9 @@ def output_tensors(
         solutions: {layer name: codes and bias correction} of the quantized layers a method has rounded itself; the
             others are rounded to nearest.
     """
-    layers = {f"{prefix}{layer.name}.weight": layer for layer in plan.layers}
+    layers = {weight_key(layer.name, prefix): layer for layer in plan.layers}
     biases = {
-        f"{prefix}{layer.name}.bias": solutions[layer.name].bias
+        bias_key(layer.name, prefix): solutions[layer.name].bias
         for layer in plan.layers
         if layer.action == QUANTIZE and layer.name in solutions
     }

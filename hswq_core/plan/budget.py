@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import SettingError
 from ..files.checkpoint import TensorInfo
-from ..model.layer import Layer
+from ..model.layer import Layer, weight_key
 from .formats import CHANNEL, TENSOR
 
 DEFAULT_EXTRA_PERCENT = 3.0
@@ -81,7 +81,7 @@ def smallest_size(
     """
     known = list(layers)
     scales = sum(4 * layer.shape[0] for layer in known if granularity == CHANNEL)
-    return eight_bit_size(entries, {f"{prefix}{layer.name}.weight" for layer in known}) + scales
+    return eight_bit_size(entries, {weight_key(layer.name, prefix) for layer in known}) + scales
 
 
 def eight_bit_size(entries: Mapping[str, TensorInfo], weights: Collection[str]) -> int:

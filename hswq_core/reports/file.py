@@ -13,14 +13,14 @@ from ..convert.header import HEADER_KEY, declared_format, declared_plan, header_
 from ..errors import FileError
 from ..files.checkpoint import TensorInfo, model_prefix, read_header
 from ..files.tensor_header import DTYPE_NAMES
-from ..model.layer import KINDS_BY_RANK
+from ..model.kinds import KINDS_BY_RANK
+from ..model.layer import layer_of, weight_key
 from ..plan.budget import choose_kept, eight_bit_size, per_byte
 from ..plan.plan import KEEP, QUANTIZE, LayerPlan, Plan
 from ..quant.grid import FLOAT8_DTYPES
 from ..quant.metrics import error_to_db
 from .table import Row, markdown, megabytes
 
-WEIGHT = ".weight"
 CHANGE, SENSITIVITY = "change of the output, %", "sensitivity"
 # Of a curve: each costs one choice among all layers.
 MOST_POINTS = 128
@@ -116,7 +116,7 @@ def _planned(name: str, metadata: Mapping[str, str], entries: Entries, plan: Pla
     if not measure and any(layer.sensitivity for layer in plan.layers):
         measure = SENSITIVITY
     rows = tuple(_row(layer, stored[layer.name], measure) for layer in plan.layers)
-    nbytes, smallest = _sizes(entries, {f"{prefix}{name}{WEIGHT}" for name in stored})
+    nbytes, smallest = _sizes(entries, {weight_key(name, prefix) for name in stored})
     curve = _curve(plan, smallest) if measure == CHANGE else None
     made = f"{plan.family}, format {plan.file_format}, {' '.join(('method', plan.method, plan.budget)).strip()}"
     facts = (made, plan.accounting(), _size_fact(nbytes, smallest), *_session_facts(metadata, name))
@@ -124,7 +124,7 @@ def _planned(name: str, metadata: Mapping[str, str], entries: Entries, plan: Pla
 
 
 def _stored(name: str, entries: Entries, prefix: str, layer: LayerPlan) -> TensorInfo:
-    info = entries.get(f"{prefix}{layer.name}{WEIGHT}")
+    info = entries.get(weight_key(layer.name, prefix))
     fits = info is not None and info.shape == layer.shape
     if info is None or not fits or (info.dtype in FLOAT8_DTYPES) != (layer.action == QUANTIZE):
         raise FileError(
@@ -191,22 +191,19 @@ def _curve_facts(plan: Plan, curve: Curve | None) -> list[str]:
 
 def _foreign(name: str, entries: Entries) -> FileReport:
     prefix = model_prefix(key for key, info in entries.items() if info.dtype in FLOAT8_DTYPES)
-    layers = {
-        key: info
-        for key, info in entries.items()
-        if key.startswith(prefix) and key.endswith(WEIGHT) and len(info.shape) in KINDS_BY_RANK
-    }
+    names = {key: layer_of(key, prefix) for key, info in entries.items() if len(info.shape) in KINDS_BY_RANK}
+    layers = {name: entries[key] for key, name in names.items() if name is not None}
     rows = tuple(
         Row(
-            key[len(prefix) : -len(WEIGHT)],
+            name,
             KINDS_BY_RANK[len(info.shape)],
             QUANTIZE if info.dtype in FLOAT8_DTYPES else KEEP,
             DTYPE_NAMES[info.dtype],
             info.nbytes,
         )
-        for key, info in layers.items()
+        for name, info in layers.items()
     )
-    nbytes, smallest = _sizes(entries, set(layers))
+    nbytes, smallest = _sizes(entries, {weight_key(name, prefix) for name in layers})
     sizes = Counter[str]()
     for info in entries.values():
         sizes[DTYPE_NAMES[info.dtype]] += info.nbytes

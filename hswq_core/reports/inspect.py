@@ -13,12 +13,12 @@ from ..convert.header import HEADER_KEY, declared_format, header_record
 from ..errors import FileError
 from ..files.checkpoint import CHECKPOINT_PREFIX, FileSource
 from ..files.checks import shown
+from ..model.kinds import KINDS_BY_RANK
+from ..model.layer import WEIGHT
 from ..plan.formats import SCALE_SUFFIXES, usable
 from ..plan.plan import QUANTIZE
 from ..quant.grid import FLOAT8_E4M3FN, NAN_CODE, by_channel, largest_code
 from ..quant.metrics import sqnr_db
-
-WEIGHT = "weight"
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class QuantizedFile:
     def weights(self) -> list[str]:
         """Keys of every weight of rank 2 or 4, FP8 or not."""
         entries = self.source.entries
-        return [key for key, info in entries.items() if key.endswith(f".{WEIGHT}") and len(info.shape) in (2, 4)]
+        return [key for key, info in entries.items() if key.endswith(WEIGHT) and len(info.shape) in KINDS_BY_RANK]
 
     def float8(self) -> list[str]:
         """Keys of the FP8 weights, of any rank."""
         entries = self.source.entries
-        return [k for k, info in entries.items() if k.endswith(f".{WEIGHT}") and info.dtype == FLOAT8_E4M3FN.dtype]
+        return [k for k, info in entries.items() if k.endswith(WEIGHT) and info.dtype == FLOAT8_E4M3FN.dtype]
 
     def scale_key(self, key: str) -> str | None:
         """Key of the scale of a weight, however it is spelled; None: it has none."""
-        stem = key[: -len(WEIGHT)]
-        return next((stem + s for s in SCALE_SUFFIXES if stem + s in self.source.entries), None)
+        layer = key.removesuffix(WEIGHT)
+        return next((k for s in SCALE_SUFFIXES if (k := f"{layer}.{s}") in self.source.entries), None)
 
     def restored(self, key: str) -> torch.Tensor:
         """A weight in float32, dequantized if it is FP8."""

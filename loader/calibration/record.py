@@ -12,7 +12,8 @@ import torch
 
 from ...hswq_core.calibration.observer import LastInput, LayerObserver
 from ...hswq_core.errors import HSWQError
-from ..model import ModelInfo, input_channels
+from ...hswq_core.model.kinds import kind_of
+from ..model import ModelInfo
 from ..sessions.store import PATIENCE, add_to_session, new_session, open_session
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ class HookSet:
         self._last = LastInput()
         self._handles: list[Any] = []
         for name, module in modules.items():
-            kind, shape = type(module).__name__, tuple(module.weight.shape)
-            observer = LayerObserver(name, kind, shape, input_channels(module), self._last)
+            kind = kind_of(module)
+            observer = LayerObserver(name, kind.name, tuple(module.weight.shape), kind.channels(module), self._last)
             self.observers[name] = observer
             # Inputs before the forward: ComfyUI's FP8 matmul clamps its input in place.
             self._handles.append(module.register_forward_pre_hook(self._input_hook(observer)))

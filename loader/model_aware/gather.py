@@ -10,9 +10,9 @@ from typing import Any
 import comfy.model_management
 import torch
 
-from ...hswq_core.model.layer import input_rows, row_count
+from ...hswq_core.model.kinds import Window, kind_of
 from ...hswq_core.quant.moments import Gram, Held, Moments, Rows
-from ..replay.replay import Replay, window_of
+from ..replay.replay import Replay
 
 # Of the free memory that what is gathered of one group may take.
 MEMORY_SHARE = 0.4
@@ -41,15 +41,15 @@ def shared_inputs(replay: Replay, layers: Iterable[str]) -> Inputs:
 
     def see(name: str) -> Callable[[torch.Tensor], None]:
         module = replay.modules[name]
-        window = window_of(module)
+        kind, window = kind_of(module), _window(module)
 
         def note(x: torch.Tensor) -> None:
             known = seen.get(id(x))
-            if known is None or known[0]() is not x or window != window_of(replay.modules[known[1]]):
+            if known is None or known[0]() is not x or window != _window(replay.modules[known[1]]):
                 known = seen[id(x)] = (weakref.ref(x), name)
             leader = found.leader.setdefault(name, known[1])
             if leader == name:
-                found.rows[name] = found.rows.get(name, 0) + row_count(x, type(module).__name__, window)
+                found.rows[name] = found.rows.get(name, 0) + kind.count(x, window)
 
         return note
 
@@ -68,8 +68,8 @@ def in_groups(replay: Replay, rows: Mapping[str, int]) -> Iterator[list[str]]:
     group: list[str] = []
     size = 0
     for name, held in rows.items():
-        columns = columns_of(replay.modules[name])
-        own = BYTES_PER_NUMBER * columns * (columns + min(columns, held))
+        wide = columns(replay.modules[name])
+        own = BYTES_PER_NUMBER * wide * (wide + min(wide, held))
         if group and size + own > limit:
             yield group
             group, size = [], 0
@@ -84,21 +84,21 @@ def gather(replay: Replay, layers: Sequence[str], device: torch.device | None = 
 
     device: to sum on; None: where there is room.
     """
-    grams = {name: Gram(name, columns_of(replay.modules[name]), device or _room(replay, name)) for name in layers}
+    grams = {name: Gram(name, columns(replay.modules[name]), device or _room(replay, name)) for name in layers}
     _feed(replay, grams)
     return {name: gram.moments() for name, gram in grams.items()}
 
 
 def hold(replay: Replay, layers: Sequence[str], device: torch.device | None = None) -> dict[str, Moments | Rows]:
     """The inputs of these layers, in order of call, over all states, to decide by; ``device`` as for ``gather``."""
-    held = {name: Held(name, columns_of(replay.modules[name]), device or _room(replay, name)) for name in layers}
+    held = {name: Held(name, columns(replay.modules[name]), device or _room(replay, name)) for name in layers}
     _feed(replay, held)
     return {name: one.inputs() for name, one in held.items()}
 
 
 def solver_room(replay: Replay) -> float:
     """Bytes that rounding the widest layer takes, of the device at most half."""
-    widest = max(map(columns_of, replay.modules.values()))
+    widest = max(map(columns, replay.modules.values()))
     total = comfy.model_management.get_total_memory(comfy.model_management.get_torch_device())
     return float(min(SOLVER_COPIES * BYTES_PER_NUMBER * widest**2, total / 2))
 
@@ -113,9 +113,10 @@ def device_for(columns: int, wanted: torch.device) -> torch.device:
 def _feed(replay: Replay, into: Mapping[str, Gram | Held]) -> None:
     def see(name: str) -> Callable[[torch.Tensor], None]:
         module = replay.modules[name]
+        kind, window = kind_of(module), _window(module)
 
         def add(x: torch.Tensor) -> None:
-            for rows in input_rows(x, type(module).__name__, window_of(module)):
+            for rows in kind.rows(x, window):
                 into[name].add(rows)
 
         return add
@@ -124,11 +125,13 @@ def _feed(replay: Replay, into: Mapping[str, Gram | Held]) -> None:
 
 
 def _room(replay: Replay, name: str) -> torch.device:
-    return device_for(columns_of(replay.modules[name]), comfy.model_management.get_torch_device())
+    return device_for(columns(replay.modules[name]), comfy.model_management.get_torch_device())
 
 
-def columns_of(module: Any) -> int:
-    """k: inputs that one output of a Linear or Conv2d sees, all groups together."""
-    if type(module).__name__ == "Linear":
-        return int(module.in_features)
-    return int(module.in_channels * module.kernel_size[0] * module.kernel_size[1])
+def columns(module: Any) -> int:
+    """k: inputs that one output of a layer sees, all groups together."""
+    return kind_of(module).columns(module)
+
+
+def _window(module: Any) -> Window:
+    return kind_of(module).window(module)

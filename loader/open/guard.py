@@ -16,9 +16,9 @@ import folder_paths
 
 from ...hswq_core.errors import FileError
 from ...hswq_core.files.checkpoint import read_header
+from ...hswq_core.model.layer import WEIGHT
 from ...hswq_core.plan.formats import V2_SCALES
 from ...hswq_core.quant.grid import FLOAT8_DTYPES
-from ...hswq_core.reports.inspect import WEIGHT
 from ..stamp import Stamp
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ def _misread(folder: str, name: str) -> bool:
 def _only_ours(path: Path, _stamp: Stamp) -> bool:
     """Whether an FP8 weight of the file that has this stamp has its scale where stock loaders do not look."""
     entries = read_header(path)[1]
-    codes = (key for key, info in entries.items() if key.endswith(f".{WEIGHT}") and info.dtype in FLOAT8_DTYPES)
-    return any(f"{key[: -len(WEIGHT)]}{suffix}" in entries for key in codes for suffix in V2_SCALES)
+    codes = (key for key, info in entries.items() if key.endswith(WEIGHT) and info.dtype in FLOAT8_DTYPES)
+    return any(f"{key.removesuffix(WEIGHT)}.{suffix}" in entries for key in codes for suffix in V2_SCALES)
 
 
 def watcher(show: Callable[[str, str], None]) -> Callable[[dict[str, Any]], dict[str, Any]]:

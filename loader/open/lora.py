@@ -19,9 +19,10 @@ from comfy.model_patcher import LowVramPatch
 from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter import LoRAAdapter
 
+from ...hswq_core.model.layer import WEIGHT
+
 EXACT, STOCK = "exact", "stock"
 LORA_MODES = (EXACT, STOCK)
-WEIGHT = ".weight"
 
 
 class ExactPatch:

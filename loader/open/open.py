@@ -17,6 +17,7 @@ import torch
 from ...hswq_core.errors import FileError
 from ...hswq_core.files.checkpoint import readable
 from ...hswq_core.files.tensor_header import read_records
+from ...hswq_core.model.layer import weight_key
 from ...hswq_core.quant.grid import FLOAT8_E4M3FN
 from ..stamp import Stamp
 from .keys import SCALE, key_prefix, normalize_keys
@@ -158,6 +159,6 @@ def _prepared(path: Path, opening: Opening) -> _Prepared:
             remedy="Open it with ComfyUI's own loader.",
         )
     suffix = f".{SCALE}"
-    scaled = [f"{key[: -len(suffix)]}.weight" for key in state if key.startswith(prefix) and key.endswith(suffix)]
+    scaled = [weight_key(key[: -len(suffix)]) for key in state if key.startswith(prefix) and key.endswith(suffix)]
     operations, storage = operations_for(state, prefix, opening)
     return _Prepared(path, state, metadata, scaled, {"custom_operations": operations, "dtype": storage})

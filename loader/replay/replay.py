@@ -10,14 +10,14 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management
 import torch
-from torch.nn import functional
 
 from ...hswq_core.calibration.states import SCHEDULE, State
-from ...hswq_core.model.layer import LINEAR, Window
+from ...hswq_core.model.kinds import kind_of
 from ..model import layer_modules
 
 # Latent elements that run as one batch: one picture of 1024 x 1024 with 16 channels. Guess.
@@ -155,13 +155,6 @@ def hooked(handles: Iterable[Any]) -> Iterator[None]:
         yield
 
 
-def window_of(module: Any) -> Window:
-    """Which inputs an output of the layer sees."""
-    if type(module).__name__ == "Linear":
-        return LINEAR
-    return Window(module.kernel_size, module.stride, module.padding, module.dilation)
-
-
 def relative_change(found: Output, wanted: Output) -> torch.Tensor:
     """[n] squared change of each state's output, relative to what the call removed."""
     change = (found.denoised - wanted.denoised).float().square().flatten(1).sum(1)
@@ -172,15 +165,12 @@ def relative_change(found: Output, wanted: Output) -> torch.Tensor:
 def _adding(make: Callable[[], Delta]) -> Callable[..., torch.Tensor]:
     def hook(module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         x, delta = args[0], make()
-        weight = delta.weight.to(x.device, x.dtype)
+        apply = partial(kind_of(module).apply, module)
         bias = None if delta.bias is None else delta.bias.to(x.device, x.dtype)
-        if type(module).__name__ == "Linear":
-            changed = output + functional.linear(x, weight, bias)
-            if delta.cast is None or delta.rounded is None:
-                return changed
-            return changed + functional.linear(delta.cast(x) - x, delta.rounded.to(x.device, x.dtype))
-        geometry = (module.stride, module.padding, module.dilation, module.groups)
-        return output + functional.conv2d(x, weight, bias, *geometry)
+        changed = output + apply(x, delta.weight.to(x.device, x.dtype), bias)
+        if delta.cast is None or delta.rounded is None:
+            return changed
+        return changed + apply(delta.cast(x) - x, delta.rounded.to(x.device, x.dtype), None)
 
     return hook
 

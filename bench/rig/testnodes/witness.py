@@ -16,7 +16,7 @@ from rig import pack
 
 pack.alias()
 from hswq.hswq_core.calibration.observer import LayerObserver  # noqa: E402
-from hswq.hswq_core.model.layer import LAYER_KINDS  # noqa: E402
+from hswq.hswq_core.model.kinds import KINDS  # noqa: E402
 
 CATEGORY = "HSWQ/rig"
 PEAK = "peak"
@@ -39,7 +39,7 @@ class Witness:
     def apply(self, executor, *args, **kwargs):
         """APPLY_MODEL: hooks for one call."""
         modules = executor.class_obj.diffusion_model.named_modules()
-        layers = {name: module for name, module in modules if type(module).__name__ in LAYER_KINDS}
+        layers = {name: module for name, module in modules if type(module).__name__ in KINDS}
         handles = [module.register_forward_hook(self._hook(name)) for name, module in layers.items()]
         try:
             return executor(*args, **kwargs)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hswq.hswq_core.calibration.observer import InputSums, LastInput, LayerObserver, LayerStats
 from hswq.hswq_core.errors import LayerError
-from hswq.hswq_core.model.layer import channel_axis
+from hswq.hswq_core.model.kinds import KINDS
 
 # Rows of three channels: mean|x_c| = 2, 2, 4; mean x_c = 2, 0, -1; max|x| = 5.
 ROWS = [[1.0, -2.0, 3.0], [3.0, 2.0, -5.0]]
@@ -380,4 +380,4 @@ def test_a_broken_generation_is_noticed(bad):
     ("kind", "rank", "axis"), [("Linear", 2, 1), ("Linear", 3, 2), ("Linear", 4, 3), ("Conv2d", 3, 0), ("Conv2d", 4, 1)]
 )
 def test_channel_axis(kind, rank, axis):
-    assert channel_axis(kind, rank, "layer") == axis
+    assert KINDS[kind].channel_axis(rank, "layer") == axis

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from hswq.hswq_core.errors import LayerError
-from hswq.hswq_core.model.layer import Window, input_rows, row_count
+from hswq.hswq_core.model.kinds import KINDS, Window
 from hswq.hswq_core.quant.moments import Gram, Held, Moments, Rows, output_error
 
 
@@ -66,4 +66,4 @@ def test_what_cannot_be_used_is_an_error_that_names_the_layer(bad, rows):
 )
 def test_rows_are_counted_without_being_made(kind, shape, window):
     x = torch.randn(shape)
-    assert row_count(x, kind, window) == sum(map(len, input_rows(x, kind, window)))
+    assert KINDS[kind].count(x, window) == sum(map(len, KINDS[kind].rows(x, window)))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from hswq.hswq_core.errors import LayerError
-from hswq.hswq_core.model.layer import Window, input_rows
+from hswq.hswq_core.model.kinds import KINDS, ONE_POSITION, Window
 from hswq.hswq_core.quant.moments import Gram, output_error
 from torch.nn import functional
 
@@ -19,7 +19,7 @@ WINDOWS = [
 
 def gram_of(x: torch.Tensor, kind: str, width: int, window: Window | None = None) -> Gram:
     gram = Gram("layer", width)
-    for rows in input_rows(x, kind, window) if window else input_rows(x, kind):
+    for rows in KINDS[kind].rows(x, window or ONE_POSITION):
         gram.add(rows)
     return gram
 
@@ -40,10 +40,10 @@ def test_linear_rows_are_the_last_axis(shape):
 def test_rows_times_the_flattened_weight_are_the_convolution(window):
     x, w = torch.randn(2, 4, 9, 8), torch.randn(6, 4, *window.kernel)
     wanted = functional.conv2d(x, w, None, window.stride, window.padding, window.dilation)
-    rows = torch.cat(list(input_rows(x, "Conv2d", window)))
+    rows = torch.cat(list(KINDS["Conv2d"].rows(x, window)))
     found = (rows @ w.flatten(1).T).view(2, *wanted.shape[2:], 6).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    (single,) = input_rows(x[0], "Conv2d", window)
+    (single,) = KINDS["Conv2d"].rows(x[0], window)
     assert torch.equal(single, rows[: len(rows) // 2])
 
 
@@ -52,7 +52,7 @@ def test_calls_add_up_whatever_their_dtype():
     whole = gram_of(x, "Linear", 8)
     halves = Gram("layer", 8)
     for part in x.split(32):
-        for rows in input_rows(part, "Linear"):
+        for rows in KINDS["Linear"].rows(part, ONE_POSITION):
             halves.add(rows)
     assert halves.rows == whole.rows == 64
     found = whole.moments()
