@@ -91,9 +91,9 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
             inprocess.sample(watched, prompt=prompt, **size)
         clock.lap("Opening")
         request = Request("big", options.format, extra_percent=options.percent)
-        done, text = convert_model(model, None, None, request, clock)
+        done = convert_model(model, None, None, request, clock)
         clock.lap("end")
-    print(text)
+    print(done.report)
     done.path.unlink()
     return clock.seconds
 

@@ -35,8 +35,11 @@ OPTIONS = {
     "comfy fast": {"format": "comfy", "fast_matmul": 3.0},
     "v2 at 6 %": {"format": "v2", "extra_percent": 6.0},
 }
+# Fields of headers and plans that release 0.2 did not have.
+ADDED = ("scheme", "plan")
 VOLATILE = ("created", "updated")
-DATE = re.compile(r"recorded \d{4}-\d\d-\d\d( to \d{4}-\d\d-\d\d)?")
+# Dates, and the size of a file, which follows from its header.
+LEFT_OUT = re.compile(r"recorded \d{4}-\d\d-\d\d( to \d{4}-\d\d-\d\d)?|[\d.]+ MB \([\d.]+% of the source\)")
 Hashes = dict[str, str]
 
 
@@ -134,19 +137,22 @@ def finished(what: str, path: str, text: str) -> Iterator[tuple[str, str]]:
     """Of a written file: its name, its tensors, its header, the plan beside it, and what is said of it."""
     file = Path(path)
     yield f"{what}, name", text_hash(file.name)
+    yield f"{what}, tensors", tensors_hash(file)
     with safe_open(file, "pt") as opened:
         metadata = dict(opened.metadata())
-        tensors = hashlib.sha256()
-        for key in opened.keys():  # noqa: SIM118
-            tensor = opened.get_tensor(key)
-            tensors.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            tensors.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    yield f"{what}, tensors", tensors.hexdigest()
-    yield f"{what}, whole", file_hash(file)
-    yield f"{what}, header", text_hash(json.dumps(metadata, sort_keys=True))
-    yield f"{what}, plan", file_hash(file.with_suffix(".plan.json"))
+    parsed = {key: json.loads(text) if key.startswith("hswq") else text for key, text in metadata.items()}
+    yield f"{what}, header", text_hash(json.dumps(without(parsed), sort_keys=True))
+    beside = json.loads(file.with_suffix(".plan.json").read_text(encoding="utf-8"))
+    yield f"{what}, plan", text_hash(json.dumps(without(beside), sort_keys=True))
     yield f"{what}, said", text_hash(text)
     yield f"{what}, report", text_hash(run("HSWQReport", session="", file="none", path=path)[1])
+
+
+def without(record: Any) -> Any:
+    """A record without the fields that were added on purpose since the commit to compare with."""
+    if isinstance(record, dict):
+        return {key: without(value) for key, value in record.items() if key not in ADDED}
+    return [without(item) for item in record] if isinstance(record, list) else record
 
 
 def by_command(reference: Reference, session: Path, threads: int) -> Iterator[tuple[str, str]]:
@@ -158,7 +164,7 @@ def by_command(reference: Reference, session: Path, threads: int) -> Iterator[tu
         command(threads, "convert", str(reference.file), *arguments)
         file = max(output.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
         yield f"command {method} v2, name", text_hash(file.name)
-        yield f"command {method} v2, whole", file_hash(file)
+        yield f"command {method} v2, tensors", tensors_hash(file)
         yield f"command inspect {method}", text_hash(command(threads, "inspect", str(file)))
         yield f"command compare {method}", text_hash(command(threads, "compare", str(reference.file), str(file)))
         yield f"command verify {method}", text_hash(command(threads, "verify", str(file)))
@@ -223,14 +229,25 @@ def _canonical(value: Any) -> str:
     return repr(value)
 
 
+def tensors_hash(path: Path) -> str:
+    """Of a safetensors file's tensors, in the order of the file, without its metadata."""
+    found = hashlib.sha256()
+    with safe_open(path, "pt") as opened:
+        for key in opened.keys():  # noqa: SIM118
+            tensor = opened.get_tensor(key)
+            found.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
 def file_hash(path: Path) -> str:
     """Of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def text_hash(text: str) -> str:
-    """Of a text but for dates."""
-    return hashlib.sha256(DATE.sub("", text).encode()).hexdigest()
+    """Of a text but for ``LEFT_OUT``."""
+    return hashlib.sha256(LEFT_OUT.sub("", text).encode()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def seen(name: str) -> list[Seen]:
 
     subject = Subject(REFERENCES[name], PICTURES, states=STATES)
     with torch.inference_mode():
-        job = Job(subject.model, None, None, subject.session)
+        job = Job.open(subject.model, None, None, subject.session)
         replay = Replay(job.model, job.states())
         with replay.loaded():
             moments = gather(replay, list(shared_inputs(replay, job.by_name).leader))
@@ -87,13 +87,13 @@ def table(layers: list[Seen]) -> str:
 def by_descent(ridge: float | None = None, **options: int) -> Rounder:
     """The method with other settings."""
     from hswq.hswq_core.methods import learned
-    from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
+    from hswq.hswq_core.quant.schemes.fp8 import Fp8Cast
 
     def rounded(layer: Seen) -> torch.Tensor:
         usual = learned.RIDGE
         learned.RIDGE = usual if ridge is None else ridge
         try:
-            solution = learned.learn(layer.w, None, FLOAT8_E4M3FN, learned.LearnedOptions(**options))
+            solution = learned.learn(layer.w, Fp8Cast(), learned.LearnedOptions(**options))
         finally:
             learned.RIDGE = usual
         return solution.codes.float()

@@ -98,7 +98,7 @@ def make_files(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         inprocess.sample(calibrated(model, path_of("bench"), 1000, lambda _text: None), steps=1)
         for who, (name, ratio) in FORMATS.items():
             request = Request("bench", name, "hswq", keep_ratio=ratio)
-            convert_model(model, None, None, request, lambda *_: None)[0].path.rename(folder / f"{who}.safetensors")
+            convert_model(model, None, None, request, lambda *_: None).path.rename(folder / f"{who}.safetensors")
     return {}
 
 

@@ -31,7 +31,6 @@ from hswq.hswq_core.convert.header import PLAN_KEY  # noqa: E402
 from hswq.hswq_core.files.checkpoint import FileSource  # noqa: E402
 from hswq.hswq_core.plan.formats import FORMATS  # noqa: E402
 from hswq.hswq_core.plan.plan import QUANTIZE, Plan  # noqa: E402
-from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN as GRID  # noqa: E402
 
 GROUPS = Path("/sys/fs/cgroup")
 
@@ -98,9 +97,9 @@ def verified(source: Path, made: Path) -> str:
     for key in before.entries:
         wanted = {key: before.read(key)}
         if (layer := layers.get(key)) is not None:
-            codes, scale = GRID.quantize(wanted[key], layer.amax, scaled=layer.scaled)
-            extra = row.extra_tensors(GRID, scale, None)
-            wanted = {key: codes, **{key[: -len("weight")] + suffix: tensor for suffix, tensor in extra.items()}}
+            tensors = layer.stored.nearest_tensors(wanted[key], layer.amax)
+            spelled = row.spelled(layer.stored, tensors, None)
+            wanted = {key[: -len("weight")] + suffix: tensor for suffix, tensor in spelled.items()}
         for name, tensor in wanted.items():
             expected += 1
             found = after.read(name)

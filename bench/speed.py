@@ -25,7 +25,9 @@ pack.alias()
 from hswq.hswq_core.quant.clip_search import importance_over_weight, search_amax  # noqa: E402
 from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN as GRID  # noqa: E402
 from hswq.hswq_core.quant.metrics import weighted_square_sum  # noqa: E402
+from hswq.hswq_core.quant.schemes.table import SCHEMES  # noqa: E402
 
+FP8 = SCHEMES["fp8"]
 SHAPES = [
     (640, 640),
     (320, 320, 3, 3),
@@ -71,8 +73,8 @@ class Pair:
 
 def ours(w: torch.Tensor, importance: torch.Tensor) -> tuple[torch.Tensor, float]:
     """What a V2 conversion does for one layer."""
-    amax = search_amax(w, importance, GRID, scaled=True).amax
-    return GRID.quantize(w, amax, scaled=True)[0], amax
+    amax = search_amax(w, importance, FP8).amax
+    return FP8.nearest_tensors(w, amax)["weight"], amax
 
 
 def original(w: torch.Tensor, importance: torch.Tensor) -> tuple[torch.Tensor, float]:

@@ -1,20 +1,42 @@
-"""Where to compute: the one answer to which device, and how much room."""
+"""Where to compute, and how much room there is: the one answer for all of ``loader``."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import comfy.model_management
 import torch
 
+from ..hswq_core.devices import CPU, has_float64
 from ..hswq_core.model.layer import Layer
 
 # float32 weight, its absolute values, bin numbers, importance (8 bytes), codes, error: counted in the code.
 SEARCH_BYTES_PER_WEIGHT = 32
+# Second moments, held inputs and factor of a layer, and what is smaller, in sizes of its second moments.
+SOLVER_COPIES = 3.5
+BYTES_PER_NUMBER = 4  # float32
+
+
+def model_device() -> torch.device:
+    """Where ComfyUI runs models."""
+    device: torch.device = comfy.model_management.get_torch_device()
+    return device
+
+
+def runs_on_cpu() -> bool:
+    """Whether ComfyUI found no GPU."""
+    return model_device().type == "cpu"
 
 
 def search_device() -> torch.device:
-    """The GPU, if there is one. Apple's MPS has no float64, which the search sums in: there the CPU searches."""
-    device: torch.device = comfy.model_management.get_torch_device()
-    return torch.device("cpu") if device.type == "mps" else device
+    """Where weights are searched and rounded: with the model, or on the CPU if that device cannot sum in float64."""
+    device = model_device()
+    return device if has_float64(device) else CPU
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory of a device that can be taken now."""
+    return float(comfy.model_management.get_free_memory(device))
 
 
 def make_room(layers: list[Layer], device: torch.device) -> None:
@@ -24,6 +46,17 @@ def make_room(layers: list[Layer], device: torch.device) -> None:
         comfy.model_management.free_memory(largest * SEARCH_BYTES_PER_WEIGHT, device)
 
 
-def runs_on_cpu() -> bool:
-    """Whether ComfyUI found no GPU."""
-    return bool(comfy.model_management.get_torch_device().type == "cpu")
+def solver_bytes(columns: int) -> float:
+    """What rounding a layer of so many columns by its inputs takes."""
+    return SOLVER_COPIES * BYTES_PER_NUMBER * columns**2
+
+
+def solver_room(columns: Iterable[int]) -> float:
+    """The same of the widest of these layers; of the device at most half."""
+    total = comfy.model_management.get_total_memory(model_device())
+    return float(min(solver_bytes(max(columns)), total / 2))
+
+
+def solver_device(columns: int, wanted: torch.device) -> torch.device:
+    """Where a layer of so many columns is rounded: the CPU if ``wanted`` has no room for its moments and factor."""
+    return wanted if wanted.type == "cpu" or solver_bytes(columns) < free_bytes(wanted) else CPU

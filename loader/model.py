@@ -9,11 +9,12 @@ import torch
 
 from ..hswq_core.calibration.observer import LayerStats
 from ..hswq_core.errors import LayerError
+from ..hswq_core.methods.decide import already_quantized
 from ..hswq_core.model.families import Family, detect_family
 from ..hswq_core.model.fingerprint import Fingerprint, layout_hash, sample_weights
 from ..hswq_core.model.kinds import KINDS, kind_of
 from ..hswq_core.model.layer import weight_key
-from ..hswq_core.quant.grid import FLOAT8_DTYPES
+from ..hswq_core.quant.schemes.table import holds_codes
 
 PARAMETER_PREFIX = "diffusion_model."
 _COMPILED_PREFIX = "_orig_mod."
@@ -110,14 +111,13 @@ def is_quantized(weight: Any) -> bool:
 
 def is_eight_bit(weight: Any) -> bool:
     """Whether a parameter is quantized already, with a scale or without."""
-    return is_quantized(weight) or weight.dtype in FLOAT8_DTYPES
+    return is_quantized(weight) or holds_codes(weight.dtype)
 
 
 def _require_unquantized(name: str, weight: Any) -> None:
     if is_eight_bit(weight):
-        raise LayerError(
-            f"Layer {name}, weight",
-            got="an already quantized (FP8) model",
-            expected="float16, bfloat16 or float32",
-            remedy="Load the original FP16/BF16 file, with weight_dtype 'default' if the loader has that input.",
+        raise already_quantized(
+            name,
+            "an already quantized (FP8) model",
+            "Load the original FP16/BF16 file, with weight_dtype 'default' if the loader has that input.",
         )

@@ -11,8 +11,10 @@ from ..hswq_core.errors import HSWQError
 from ..hswq_core.methods.hswq import DEFAULT_KEEP_RATIO
 from ..hswq_core.plan.budget import DEFAULT_EXTRA_PERCENT
 from ..hswq_core.plan.encoding import MOST_LOSS_DB
-from ..hswq_core.plan.formats import FORMATS, GRANULARITIES, TENSOR
-from ..loader.convert.model import METHODS, Request, convert_model
+from ..hswq_core.plan.formats import FORMATS
+from ..hswq_core.quant.schemes.scheme import GRANULARITIES, TENSOR
+from ..loader.convert.methods import METHODS, MODEL_AWARE
+from ..loader.convert.model import Request, convert_model
 from .calibration import DEFAULT_SESSION
 from .status import check_session_name, node_progress, session_stamps, show_text
 
@@ -45,7 +47,7 @@ class HSWQConverter(io.ComfyNode):
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
-                    default="model_aware",
+                    default=MODEL_AWARE.name,
                     tooltip="model_aware: runs the model on the calls that calibration kept, rounds each layer for its "
                     "real inputs and keeps in FP16 what changes the output most for its size. "
                     "hswq: keep the layers of largest output variance in FP16, clip-search the others.",
@@ -161,8 +163,17 @@ class HSWQConverter(io.ComfyNode):
     ) -> io.NodeOutput:
         """Convert, show the report on the node."""
         node_id = cls.hidden.unique_id
-        settings = (extra_percent, keep_ratio, filename_prefix, target_mb, scale_per, fast_matmul)
-        request = Request(session, format, method, *settings)
-        done, text = convert_model(model, clip, vae, request, node_progress(node_id))
-        show_text(text, node_id)
-        return io.NodeOutput(str(done.path), text)
+        request = Request(
+            session=session,
+            file_format=format,
+            method=method,
+            extra_percent=extra_percent,
+            keep_ratio=keep_ratio,
+            filename_prefix=filename_prefix,
+            target_mb=target_mb,
+            scale_per=scale_per,
+            fast_matmul=fast_matmul,
+        )
+        done = convert_model(model, clip, vae, request, node_progress(node_id))
+        show_text(done.report, node_id)
+        return io.NodeOutput(str(done.path), done.report)

@@ -7,12 +7,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hswq_core.convert.file import METHODS, NEAREST
 from ..hswq_core.errors import HSWQError
 from ..hswq_core.methods.hswq import DEFAULT_KEEP_RATIO
+from ..hswq_core.methods.nearest import NEAREST
+from ..hswq_core.methods.table import METHODS
 from ..hswq_core.model.presets import AUTO, PRESETS
 from ..hswq_core.plan.formats import FORMATS
-from ..loader.convert.file import convert_listed, listed_files, listed_path
+from ..loader.convert.file import ListedRequest, convert_listed, listed_files, listed_path
 from ..loader.stamp import Stamp
 from .status import check_session_name, node_progress, session_stamps, show_text
 
@@ -48,7 +49,7 @@ class HSWQFileConverter(io.ComfyNode):
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
-                    default=NEAREST,
+                    default=NEAREST.name,
                     tooltip="nearest: what stock FP8 files are made by. learned: fits the rounding to each weight; "
                     "takes minutes, gains a little. hswq: needs the model's calibration session.",
                 ),
@@ -114,7 +115,15 @@ class HSWQFileConverter(io.ComfyNode):
     ) -> io.NodeOutput:
         """Convert, show the report on the node."""
         node_id = cls.hidden.unique_id
-        settings = (format, method, preset, session, keep_ratio, filename_prefix)
-        done, text = convert_listed(file, *settings, node_progress(node_id))
-        show_text(text, node_id)
-        return io.NodeOutput(str(done.path), text)
+        request = ListedRequest(
+            file=file,
+            file_format=format,
+            method=method,
+            preset=preset,
+            session=session,
+            keep_ratio=keep_ratio,
+            filename_prefix=filename_prefix,
+        )
+        done = convert_listed(request, node_progress(node_id))
+        show_text(done.report, node_id)
+        return io.NodeOutput(str(done.path), done.report)

@@ -14,9 +14,9 @@ from hswq.hswq_core.calibration.session import Session, save_session
 from hswq.hswq_core.calibration.states import SCHEDULE, Sample, State
 from hswq.hswq_core.calibration.states_file import save_states
 from hswq.hswq_core.model.fingerprint import Fingerprint, layout_hash
-from hswq.hswq_core.plan.formats import FORMATS
+from hswq.hswq_core.plan.formats import comfy_marker
 from hswq.hswq_core.plan.plan import KEEP, QUANTIZE, SKIP, LayerPlan, Plan
-from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
+from hswq.hswq_core.quant.schemes.table import SCHEMES
 from safetensors.torch import save_file
 
 SHAPES = {"in.fc": ("Linear", (4, 3), 3), "mid.conv": ("Conv2d", (4, 2, 3, 3), 2), "out.fc": ("Linear", (2, 5), 5)}
@@ -26,11 +26,12 @@ PLAN = Plan(
     "hswq",
     "0.25",
     "generic",
-    "float8_e4m3fn",
     (
-        LayerPlan("in.fc", "Linear", (4, 3), QUANTIZE, "clip search", True, 0.5, 1.25, 31.5, input_amax=3.0),
-        LayerPlan("mid.conv", "Conv2d", (4, 2, 3, 3), KEEP, "high sensitivity", change=1e-9),
-        LayerPlan("out.fc", "Linear", (2, 5), SKIP, "not used", loss=0.5, nearest_loss=1.0),
+        LayerPlan("in.fc", "Linear", (4, 3), QUANTIZE, "clip search", "fp8", 0.5, 3.0).measured(
+            sensitivity=1.25, sqnr_db=31.5
+        ),
+        LayerPlan("mid.conv", "Conv2d", (4, 2, 3, 3), KEEP, "high sensitivity").measured(change=1e-9),
+        LayerPlan("out.fc", "Linear", (2, 5), SKIP, "not used").measured(loss=0.5, nearest_loss=1.0),
     ),
 )
 
@@ -92,9 +93,7 @@ def checkpoint(path: Path) -> Path:
     suffixes = ("weight_scale", "scale_weight", "scale", "weight.scale")
     tensors |= {f"{PREFIX}{name}.{suffix}": torch.ones(1) for name, suffix in zip("abcd", suffixes, strict=True)}
     tensors |= {f"{PREFIX}d.scale": torch.full((4,), 0.5), f"{PREFIX}n.weight": torch.ones(2, 2, 3, 3).half()}
-    tensors |= {
-        f"{PREFIX}a.comfy_quant": FORMATS["comfy"].extra_tensors(FLOAT8_E4M3FN, torch.ones(()), None)["comfy_quant"]
-    }
+    tensors |= {f"{PREFIX}a.comfy_quant": comfy_marker(SCHEMES["fp8"].marker(full_precision=True))}
     record = {"version": 1, "format": "v2", "counts": {"quantize": 5}, "session": None}
     metadata = {"hswq": json.dumps(record), "hswq_plan": PLAN.to_json(), "format": "pt"}
     save_file(tensors, path, metadata)

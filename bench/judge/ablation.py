@@ -47,19 +47,20 @@ def made(subject: Subject, parts: Parts) -> Path:
         solved = {name: replace(solution, bias=None) for name, solution in solved.items()}
     how = "nearest" if parts.rounding == "nearest" else SOLVED
     change = {layer.name: layer.change for layer in whole.plan.layers if layer.change is not None}
-    chosen = Candidate(parts.label, how, frozenset(_kept(parts, job, change, solved)), parts.kept)
+    chosen = Candidate(parts.label, how, frozenset(_kept(parts, rounder, change, solved)), parts.kept)
     budget = f"{parts.rounding}_{parts.kept}".replace(" ", "_")
     with torch.inference_mode():
         plan = plan_of(replace(rounder, solutions=solved), chosen, change, budget)
     return subject.written(job, replace(plan, method="ablation"), solved if how == SOLVED else {})
 
 
-def _kept(parts: Parts, job: Any, change: Mapping[str, float], solved: Mapping[str, Any]) -> Collection[str]:
+def _kept(parts: Parts, rounder: Any, change: Mapping[str, float], solved: Mapping[str, Any]) -> Collection[str]:
     from hswq.hswq_core.methods.hswq import by_sensitivity
     from hswq.hswq_core.plan.budget import Budget, choose_kept, fitting
 
-    cost = {name: job.by_name[name].weights for name in change}
-    budget = Budget(EXTRA).extra_bytes(job.smallest(), len(job.layers))
+    job = rounder.job
+    cost = {name: rounder.cost(name) for name in change}
+    budget = Budget(EXTRA).extra_bytes(job.smallest(rounder.encoding), len(job.layers))
     if parts.kept == "variance":
         return fitting(by_sensitivity({name: job.session.layers[name].sensitivity for name in change}), cost, budget)
     measure = {"probe": change, "own error": {name: solved[name].error for name in change}, "nothing": {}}

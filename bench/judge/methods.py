@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,60 +33,36 @@ class Method:
     slow: bool = False
 
 
+def as_published(job: Any, method: Any, file_format: str) -> Any:
+    """What a method plans with if no layer is excluded by name or size, as other tools have it."""
+    from hswq.hswq_core.methods.exclusions import Exclusions
+    from hswq.hswq_core.plan.encoding import Encoding
+    from hswq.hswq_core.plan.formats import format_named
+    from hswq.loader.convert.model import task_for
+
+    task = task_for(job, method, Encoding(format_named(file_format)))
+    return replace(task, exclusions=Exclusions.as_published(job.info.family))
+
+
 def nearest(subject: Subject, file_format: str) -> Path:
     """Every layer rounded to nearest: what a stock FP8 file is."""
-    from hswq.hswq_core.methods.exclusions import Exclusions
-    from hswq.hswq_core.methods.nearest import plan_nearest
-    from hswq.hswq_core.plan.formats import format_named
+    from hswq.hswq_core.methods.nearest import NEAREST, plan_nearest
 
-    return subject.planned(
-        lambda job: plan_nearest(
-            job.layers,
-            job.read,
-            exclusions=Exclusions.as_published(job.info.family),
-            file_format=format_named(file_format),
-        )
-    )
+    return subject.planned(lambda job: plan_nearest(as_published(job, NEAREST, file_format)))
 
 
 def learned(subject: Subject, file_format: str) -> Path:
     """Every layer rounded by its own weight alone, as the command line's method learned does."""
-    from hswq.hswq_core.methods.exclusions import Exclusions
-    from hswq.hswq_core.methods.learned import LearnedOptions, plan_learned
-    from hswq.hswq_core.methods.solve import Solution
-    from hswq.hswq_core.plan.formats import format_named
+    from hswq.hswq_core.methods.learned import LEARNED, LearnedOptions, plan_learned
 
-    solutions: dict[str, Solution] = {}
-
-    def plan(job: Any) -> Any:
-        return plan_learned(
-            job.layers,
-            job.read,
-            solutions.__setitem__,
-            exclusions=Exclusions.as_published(job.info.family),
-            file_format=format_named(file_format),
-            options=LearnedOptions(),
-        )
-
-    return subject.planned(plan, solutions)
+    return subject.planned(lambda job: plan_learned(as_published(job, LEARNED, file_format), LearnedOptions()))
 
 
 def published(subject: Subject, file_format: str, keep_ratio: float) -> Path:
     """HSWQ as its author does it: every layer ranked, none excluded."""
-    from hswq.hswq_core.methods.exclusions import Exclusions
-    from hswq.hswq_core.methods.hswq import plan_hswq
-    from hswq.hswq_core.plan.formats import format_named
+    from hswq.hswq_core.methods.hswq import HSWQ, HSWQSettings, plan_hswq
 
-    return subject.planned(
-        lambda job: plan_hswq(
-            job.layers,
-            job.session,
-            job.read,
-            exclusions=Exclusions.as_published(job.info.family),
-            file_format=format_named(file_format),
-            keep_ratio=keep_ratio,
-        )
-    )
+    return subject.planned(lambda job: plan_hswq(as_published(job, HSWQ, file_format), HSWQSettings(keep_ratio)))
 
 
 def at_the_bytes_of(subject: Subject, file_format: str, keep_ratio: float) -> Path:

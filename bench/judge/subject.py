@@ -60,13 +60,14 @@ class Subject:
         for start in range(0, len(prompts), BATCH):
             draw(watched, self.reference, prompts[start : start + BATCH])
 
-    def planned(self, plan: Callable[[Any], Any], solutions: Mapping[str, Any] | None = None) -> Path:
-        """The file of a plan: (loader's Job) -> Plan, which may fill the solutions."""
+    def planned(self, plan: Callable[[Any], Any]) -> Path:
+        """The file of what a method decided: (loader's Job) -> Planned."""
         from hswq.loader.job import Job
 
         with torch.inference_mode():
-            job = Job(self.model, None, None, self.session)
-            return self.written(job, plan(job), {} if solutions is None else solutions)
+            job = Job.open(self.model, None, None, self.session)
+            planned = plan(job)
+            return self.written(job, planned.plan, planned.solutions)
 
     def written(self, job: Any, plan: Any, solutions: Mapping[str, Any]) -> Path:
         """The file of a plan, by the product's writer.
@@ -78,7 +79,7 @@ class Subject:
 
         with torch.inference_mode():
             target = job.target(f"{plan.method}_{plan.budget}", plan.file_format, "")
-            return Path(job.write(target, plan, no_progress, solutions)[0].path)
+            return Path(job.write(target, plan, no_progress, solutions).path)
 
     def solved(self, file_format: str, extra_percent: float, **options: Any) -> tuple[Any, Any, Any]:
         """(job, its rounder, outcome) of ``model_aware``; the work stays on disk for the next one.
@@ -89,15 +90,16 @@ class Subject:
         from hswq.hswq_core.plan.budget import Budget
         from hswq.hswq_core.plan.encoding import Encoding
         from hswq.hswq_core.plan.formats import format_named
-        from hswq.hswq_core.progress import no_progress
+        from hswq.loader.convert.methods import MODEL_AWARE
+        from hswq.loader.convert.model import task_for
         from hswq.loader.job import Job
         from hswq.loader.model_aware.plan import plan_model_aware
         from hswq.loader.model_aware.rounder import Rounder
 
         with torch.inference_mode():
-            job = Job(self.model, None, None, self.session)
+            job = Job.open(self.model, None, None, self.session)
             encoding = Encoding(format_named(file_format), **options)
-            outcome = plan_model_aware(job, job.states(), encoding, Budget(extra_percent), no_progress)
+            outcome = plan_model_aware(task_for(job, MODEL_AWARE, encoding), Budget(extra_percent))
             return job, Rounder(job, encoding, outcome.solutions), outcome
 
     def converted(self, file_format: str, method: str, **settings: Any) -> Path:
@@ -107,7 +109,7 @@ class Subject:
 
         request = Request(self.session, file_format, method, **settings)
         with torch.inference_mode():
-            return Path(convert_model(self.model, None, None, request, no_progress)[0].path)
+            return Path(convert_model(self.model, None, None, request, no_progress).path)
 
 
 def open_stock(path: Path) -> Any:

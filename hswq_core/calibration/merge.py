@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 
 from ..errors import SessionError, SettingError
 from ..files.names import free_name
+from .exclusive import alone_if_there
 from .session import Session, load_session, save_session
 from .states import AUTO, MAX_STATES, Sample
 from .states_file import load_states, save_states, states_path
@@ -44,14 +44,11 @@ class Merged:
         return "\n".join(lines)
 
 
-def merge_files(
-    paths: Sequence[Path], hold: Callable[[Path], AbstractContextManager[object]] = lambda _: nullcontext()
-) -> Merged:
+def merge_files(paths: Sequence[Path]) -> Merged:
     """Add up the sessions at ``paths``; nothing is written. The order of ``paths`` does not matter, bit by bit.
 
     Args:
         paths: two ``.pt`` or more.
-        hold: a context manager in which nobody else writes the session at a path.
 
     Raises:
         SettingError: fewer than two.
@@ -66,7 +63,7 @@ def merge_files(
     begun: dict[float, str] = {}
     sample = Sample(MAX_STATES)
     for path in sorted(paths):  # float64 addition knows an order
-        with hold(path):
+        with alone_if_there(path):
             session = load_session(path)
             found = _states(path, session)
         _require_apart(session, path, begun)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..devices import has_float64
 from ..errors import LayerError
 from ..model.kinds import KINDS
 
@@ -233,5 +234,5 @@ class LayerObserver:
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:
-    """float64, except on Apple's MPS, which has none (its sums live from one save to the next only)."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """float64, or float32 where the device has none (its sums live from one save to the next only)."""
+    return torch.float64 if has_float64(device) else torch.float32

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from glob import glob
 from pathlib import Path
 
-from ..convert.file import HSWQ, METHODS
 from ..errors import HSWQError
-from ..methods.hswq import DEFAULT_KEEP_RATIO
+from ..methods.hswq import DEFAULT_KEEP_RATIO, HSWQ
 from ..methods.learned import LearnedOptions
+from ..methods.table import METHODS
 from ..model.presets import AUTO, PRESETS
 from ..plan.formats import FORMATS
 from . import convert, look, merge
@@ -65,7 +65,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=_paths, help=".safetensors; * and ? stand for many")
     parser.add_argument("--session", type=Path, help="statistics of this model, output/hswq_stats/NAME.pt of ComfyUI")
     parser.add_argument("--format", choices=sorted(FORMATS), default="v2")
-    parser.add_argument("--method", choices=METHODS, default=HSWQ, help="hswq needs a session")
+    parser.add_argument("--method", choices=METHODS, default=HSWQ.name, help="hswq needs a session")
     presets = "; ".join(f"{row.name}: {row.help}" for row in PRESETS.values())
     parser.add_argument("--preset", choices=PRESETS, default=AUTO, help=presets)
     parser.add_argument(

@@ -6,6 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from ..calibration.exclusive import alone
 from ..calibration.merge import is_taken, merge_files, save_merged, taken
 from ..errors import SettingError
 
@@ -20,6 +21,7 @@ def merge(options: argparse.Namespace) -> bool:
     if is_taken(output.parent, output.stem):
         raise taken(output)
     merged = merge_files(options.sessions)
-    save_merged(merged, output)
+    with alone(output):
+        save_merged(merged, output)
     log.info("%s", merged.report(str(output)))
     return True

@@ -7,134 +7,68 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..calibration.session import Session
-from ..errors import SettingError
 from ..files.atomic import require_space, require_writable
-from ..files.names import describe, output_path
+from ..files.names import output_path
 from ..methods.exclusions import Exclusions
-from ..methods.hswq import DEFAULT_KEEP_RATIO, check_keep_ratio, plan_hswq
-from ..methods.learned import LEARNED, LearnedOptions, plan_learned
-from ..methods.nearest import plan_nearest
-from ..methods.solutions import Workspace, passing_workspace
-from ..model.presets import AUTO, Preset, preset_named
+from ..methods.method import SESSION, Method, Settings, Task, method_named, require_session
+from ..methods.solutions import passing_solutions
+from ..methods.table import METHODS
+from ..model.presets import AUTO, PRESETS, Preset, preset_named
 from ..plan.budget import smallest_size
-from ..plan.formats import FileFormat, format_for, format_named
+from ..plan.encoding import Encoding
+from ..plan.formats import format_for, format_named
 from ..plan.plan import Plan
 from ..progress import Progress, no_progress
+from .conversion import Conversion
 from .file_model import FileModel
-from .output import Conversion, report, write_plan
-
-HSWQ, NEAREST = "hswq", "nearest"
-METHODS = (HSWQ, LEARNED, NEAREST)
+from .output import Output
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a method plans with.
+class FileRequest:
+    """How to convert a file.
 
     Attributes:
-        model: the file's.
-        exclusions: layers never quantized.
-        file_format: as loaders of this family read it.
-        solutions: takes the codes of the layers that the method rounds itself.
-        progress: called as (step, bytes done, bytes in all); may raise to cancel.
-    """
-
-    model: FileModel
-    exclusions: Exclusions
-    file_format: FileFormat
-    solutions: Workspace
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class FileMethod:
-    """A method with its settings.
-
-    Attributes:
-        tail: what of the new file's name says how it was made.
-        plan: decides about every layer.
-        session: statistics it decides by; None: it needs none.
-    """
-
-    tail: str
-    plan: Callable[[Task], Plan]
-    session: Session | None = None
-
-
-def hswq(session: Session, keep_ratio: float = DEFAULT_KEEP_RATIO) -> FileMethod:
-    """See ``plan_hswq``. Raises SettingError for a ratio out of range."""
-
-    def plan(task: Task) -> Plan:
-        return plan_hswq(
-            task.model.layers,
-            session,
-            task.model.read,
-            exclusions=task.exclusions,
-            file_format=task.file_format,
-            keep_ratio=keep_ratio,
-            progress=task.progress,
-        )
-
-    return FileMethod(describe(session.calls, f"{check_keep_ratio(keep_ratio):g}"), plan, session)
-
-
-def learned(options: LearnedOptions) -> FileMethod:
-    """See ``plan_learned``."""
-
-    def plan(task: Task) -> Plan:
-        return plan_learned(
-            task.model.layers,
-            task.model.read,
-            task.solutions.add,
-            exclusions=task.exclusions,
-            file_format=task.file_format,
-            options=options,
-            progress=task.progress,
-        )
-
-    return FileMethod(LEARNED, plan)
-
-
-def nearest() -> FileMethod:
-    """See ``plan_nearest``."""
-
-    def plan(task: Task) -> Plan:
-        return plan_nearest(
-            task.model.layers,
-            task.model.read,
-            exclusions=task.exclusions,
-            file_format=task.file_format,
-            progress=task.progress,
-        )
-
-    return FileMethod(NEAREST, plan)
-
-
-def file_method(
-    name: str,
-    session: Session | None = None,
-    keep_ratio: float = DEFAULT_KEEP_RATIO,
-    options: LearnedOptions | None = None,
-) -> FileMethod:
-    """A method by its name, with the settings it knows.
+        method: a row of the methods table.
+        settings: of the method.
+        file_format: name of a format.
+        session: statistics the method decides by; None: it needs none.
+        preset: what is asked for beyond the family's rules.
+        device: where weights are worked on.
 
     Raises:
-        SettingError: an unknown name, no session for a method that needs one, or a ratio out of range.
+        SettingError: no session for a method that needs one.
     """
-    if name == NEAREST:
-        return nearest()
-    if name == LEARNED:
-        return learned(options or LearnedOptions())
-    if name != HSWQ:
-        raise SettingError("method", got=repr(name), expected=" or ".join(METHODS), remedy="Choose one of them.")
-    if session is None:
-        raise SettingError(
-            "session",
-            got="none",
-            expected=f"the statistics of this model, for method {name}",
-            remedy=f"Calibrate it in ComfyUI and give the session, or choose {LEARNED} or {NEAREST}.",
-        )
-    return hswq(session, keep_ratio)
+
+    method: Method[Task]
+    settings: Settings
+    file_format: str
+    session: Session | None = None
+    preset: Preset = PRESETS[AUTO]
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if SESSION in self.method.needs:
+            require_session(self.method.name, self.session)
+
+    @classmethod
+    def named(
+        cls,
+        method: str,
+        file_format: str,
+        inputs: object = None,
+        *,
+        session: Session | None = None,
+        preset: str = AUTO,
+        device: str = "cpu",
+    ) -> FileRequest:
+        """By the names that users choose; ``inputs``: has the method's settings as attributes.
+
+        Raises:
+            SettingError: an unknown name, a setting out of range, or no session for a method that needs one.
+        """
+        row = method_named(method, METHODS)
+        return cls(row, row.chosen(inputs), file_format, session, preset_named(preset), device)
 
 
 @dataclass(frozen=True)
@@ -142,66 +76,67 @@ class FileJob:
     """A file, opened for conversion.
 
     Attributes:
+        request: what is asked for.
         model: the file's model.
-        method: how its layers are decided about.
-        file_format: as loaders of this family read it.
-
-    Raises:
-        SettingError: a format that no loader of this family opens.
+        encoding: the format as loaders of this family read it.
     """
 
+    request: FileRequest
     model: FileModel
-    method: FileMethod
-    file_format: FileFormat
+    encoding: Encoding
 
     @classmethod
-    def open(
-        cls, path: Path, method: FileMethod, file_format: str, preset: Preset | None = None, device: str = "cpu"
-    ) -> FileJob:
-        """See ``FileModel`` and ``format_for``."""
-        model = FileModel(path, method.session, preset or preset_named(AUTO), device)
-        return cls(model, method, format_for(format_named(file_format), model.family))
+    def open(cls, path: Path, request: FileRequest) -> FileJob:
+        """See ``FileModel`` and ``format_for``.
+
+        Raises:
+            SettingError: a format that no loader of this family opens.
+        """
+        session = request.session if SESSION in request.method.needs else None
+        model = FileModel(path, session, request.preset, request.device)
+        return cls(request, model, Encoding(format_for(format_named(request.file_format), model.family)))
 
     def target(self, folder: Path, prefix: str = "") -> Path:
         """A free name, ``<model>_<method's tail>_<format>``; see ``output_path``."""
-        return output_path(folder, prefix, f"{self.model.source.name}_{self.method.tail}_{self.file_format.name}")
+        tail = self.request.method.tail(self.request.settings, self.model.session)
+        return output_path(folder, prefix, f"{self.model.source.name}_{tail}_{self.encoding.file_format.name}")
 
     def write(
         self, target: Path, progress: Progress = no_progress, check: Callable[[Path, Plan], None] | None = None
-    ) -> tuple[Conversion, str]:
+    ) -> Conversion:
         """Plan, and write the file.
 
         Args:
-            progress: called as (step, bytes done, bytes in all); may raise to cancel.
+            progress: may raise to cancel.
             check: called with the finished temporary file and its plan before it gets its name; raises to refuse it.
-
-        Returns:
-            The finished file and a report.
 
         Raises:
             LayerError, FileError: see the method's own plan and ``write_checkpoint``.
         """
         require_writable(target.parent)
         require_space(self._room(target))
-        model, session = self.model, self.method.session
+        model = self.model
         exclusions = Exclusions(replace(model.family, never=(*model.family.never, *model.preset.keep)))
-        with passing_workspace(target.parent) as solutions:
-            plan = self.method.plan(Task(model, exclusions, self.file_format, solutions, progress))
-            done = write_plan(
-                target,
-                model.source,
-                model.prefix,
-                plan,
-                session,
+        with passing_solutions(target.parent) as solutions:
+            task = Task(
+                layers=model.layers,
+                read=model.read,
+                exclusions=exclusions,
+                encoding=self.encoding,
                 solutions=solutions,
+                session=model.session,
                 progress=progress,
-                check=None if check is None else lambda temporary: check(temporary, plan),
-                device=model.device,
             )
-        return done, "\n".join([report(done, session), *model.notes()])
+            planned = self.request.method.plan(task, self.request.settings)
+            plan = planned.plan
+            output = Output(model.source, model.prefix, plan, model.session, planned.solutions, model.device)
+            done = output.write(target, progress, check and (lambda temporary: check(temporary, plan)))
+        return replace(done, notes=(*planned.notes, *model.notes()))
 
     def _room(self, target: Path) -> dict[Path, int]:
         """{file: bytes} taken at least; codes that a method rounds itself lie on the disk until they are written."""
-        model = self.model
-        codes = sum(layer.weights for layer in model.layers) if self.method.tail == LEARNED else 0
-        return {target: smallest_size(model.source.entries, model.prefix, model.layers) + codes}
+        model, scheme = self.model, self.encoding.scheme
+        size = smallest_size(model.source.entries, model.prefix, model.layers, scheme)
+        if self.request.method.own_codes:
+            size += sum(scheme(layer.kind).nbytes(layer.shape) for layer in model.layers)
+        return {target: size}

@@ -24,6 +24,7 @@ class FileModel:
     Attributes:
         source: the file, without what the preset drops.
         preset: what was asked for beyond the family's rules.
+        session: of this model; None where none is needed.
         prefix: of the diffusion model's keys, "" if it has none.
         family: row of the families table.
         device: where weights are worked on.
@@ -44,7 +45,7 @@ class FileModel:
     def __init__(
         self, path: Path, session: Session | None = None, preset: Preset = PRESETS[AUTO], device: str = "cpu"
     ) -> None:
-        self.preset, self.device = preset, torch.device(device)
+        self.preset, self.session, self.device = preset, session, torch.device(device)
         self.source = Remaining(FileSource(path, device), preset)
         keys = list(self.source.entries)
         self.prefix = model_prefix(keys)

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from ..calibration.session import Session
+from ..devices import CPU
 from ..errors import FileError, LayerError
 from ..files.checkpoint import TensorSource, source_hash
 from ..files.checks import checked, parse_json, shown
 from ..plan.formats import FORMATS
-from ..plan.plan import KEEP, LayerPlan, Plan
+from ..plan.plan import KEEP, PLAN_VERSION, LayerPlan, Plan
 
 HEADER_KEY, PLAN_KEY = "hswq", "hswq_plan"
 HEADER_VERSION = 1
-CPU = torch.device("cpu")
 
 
 def made_with(device: torch.device) -> dict[str, str]:
@@ -59,6 +59,7 @@ def header_metadata(
         "source": {"name": source.name, "sha256_of_header": source_hash(source)},
         "counts": plan.counts(),
         "made_with": made_with(device),
+        "plan": PLAN_VERSION,
         "kept": {layer.name: layer.reason for layer in plan.layers if layer.action == KEEP},
     }
     text = json.dumps(record, separators=(",", ":"), sort_keys=True)
@@ -116,10 +117,18 @@ def declared_plan(metadata: Mapping[str, str], file_name: str) -> Plan | None:
         raise FileError(
             f"File {file_name}, plan",
             got=f"unreadable ({error})",
-            expected="a plan as the Converter writes it",
-            remedy="The file is damaged: convert or download it again.",
+            expected=f"a plan as the Converter writes it, of version {PLAN_VERSION} or before",
+            remedy=_plan_remedy(metadata),
         ) from error
     return plan
+
+
+def _plan_remedy(metadata: Mapping[str, str]) -> str:
+    """A later release may have written it."""
+    said = header_record(metadata[HEADER_KEY], "").get("plan") if HEADER_KEY in metadata else None
+    if type(said) is int and said > PLAN_VERSION:
+        return f"It was written by a later release, plan version {shown(said)}: update this node pack."
+    return "The file is damaged: convert or download it again."
 
 
 def _require_sound(layer: LayerPlan) -> None:

@@ -21,9 +21,7 @@ from ..errors import FileError
 from ..progress import Progress, Step
 from .atomic import atomic_file, require_space
 from .checkpoint import TensorInfo
-from .tensor_header import DTYPE_NAMES, METADATA_KEY
-
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+from .tensor_header import DTYPE_NAMES, MAX_HEADER_BYTES, METADATA_KEY
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,10 @@ def build_header(tensors: Iterable[OutputTensor], metadata: Mapping[str, str]) -
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise FileError(
-            "Output file, header", got=f"{len(text)} bytes", expected=f"≤ {MAX_HEADER_BYTES}", remedy="Report this."
+            "Output file, header",
+            got=f"{len(text):,} bytes",
+            expected=f"at most {MAX_HEADER_BYTES:,}, which is what this pack reads",
+            remedy="Remove workflows and training metadata from the source's header, or report this.",
         )
     return struct.pack("<Q", len(text)) + text
 

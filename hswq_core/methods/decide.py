@@ -8,21 +8,27 @@ import torch
 
 from ..errors import LayerError
 from ..model.layer import Layer
-from ..plan.formats import UNSCALED_CONV_MAX_LOSS_DB, FileFormat
+from ..plan.formats import FileFormat
 from ..plan.plan import KEEP, QUANTIZE, LayerPlan
-from ..quant.grid import FLOAT8_DTYPES, Grid, largest, pieces
+from ..quant.grid import largest
 from ..quant.metrics import error_to_db, relative_error_of
+from ..quant.schemes.scheme import Scheme
+from ..quant.schemes.table import holds_codes, scheme_named
 
 
 def require_unquantized(layer: Layer) -> None:
     """Raise LayerError for an FP8 source."""
-    if layer.dtype in FLOAT8_DTYPES:
-        raise LayerError(
-            f"Layer {layer.name}, weight",
-            got=f"{layer.dtype}, already FP8",
-            expected="float16, bfloat16 or float32",
-            remedy="Convert from the original FP16/BF16 file; a second quantization only adds error.",
+    if holds_codes(layer.dtype):
+        raise already_quantized(
+            layer.name,
+            f"{layer.dtype}, already FP8",
+            "Convert from the original FP16/BF16 file; a second quantization only adds error.",
         )
+
+
+def already_quantized(layer: str, got: str, remedy: str) -> LayerError:
+    """The error of a layer that cannot be measured or quantized because it is quantized already."""
+    return LayerError(f"Layer {layer}, weight", got=got, expected="float16, bfloat16 or float32", remedy=remedy)
 
 
 def require_finite(layer: Layer, w: torch.Tensor) -> None:
@@ -41,25 +47,28 @@ def not_quantized(layer: Layer, action: str, reason: str) -> LayerPlan:
     return LayerPlan(layer.name, layer.kind, layer.shape, action, reason)
 
 
-def round_to_nearest(
-    layer: Layer, w: torch.Tensor, amax: float, reason: str, file_format: FileFormat, grid: Grid
-) -> LayerPlan:
-    """Quantized with clip limit ``amax``; kept where the format has no scale, allows it, and a cast would hurt.
+def quantized(layer: Layer, reason: str, scheme: Scheme, amax: float, sqnr: float) -> LayerPlan:
+    """A quantized layer; ``sqnr``: of its weight in dB, infinite if the codes are exact."""
+    plan = LayerPlan(layer.name, layer.kind, layer.shape, QUANTIZE, reason, scheme.name, amax)
+    return plan if math.isinf(sqnr) else plan.measured(sqnr_db=sqnr)
+
+
+def round_to_nearest(layer: Layer, w: torch.Tensor, amax: float, reason: str, file_format: FileFormat) -> LayerPlan:
+    """Quantized by the format's usual scheme with clip limit ``amax``; kept where that loses more than it allows.
 
     Args:
         w: finite weights.
     """
-    scaled = file_format.scaled(layer.kind)
-    sqnr = rounded_sqnr_db(w, amax, grid, scaled=scaled)
-    if file_format.may_keep_unscaled and not scaled:
-        loss = rounded_sqnr_db(w, largest(w), grid, scaled=True) - sqnr
-        if loss > UNSCALED_CONV_MAX_LOSS_DB:
-            return not_quantized(layer, KEEP, f"unscaled {layer.kind} would lose over {UNSCALED_CONV_MAX_LOSS_DB:g} dB")
-    known = None if math.isinf(sqnr) else sqnr
-    return LayerPlan(layer.name, layer.kind, layer.shape, QUANTIZE, reason, scaled, amax, sqnr_db=known)
+    scheme = file_format.usual(layer.kind)
+    sqnr = rounded_sqnr_db(w, scheme, amax)
+    if scheme.judged_against and math.isfinite(file_format.max_loss_db):
+        loss = rounded_sqnr_db(w, scheme_named(scheme.judged_against), largest(w)) - sqnr
+        if loss > file_format.max_loss_db:
+            return not_quantized(layer, KEEP, f"unscaled {layer.kind} would lose over {file_format.max_loss_db:g} dB")
+    return quantized(layer, reason, scheme, amax, sqnr)
 
 
-def rounded_sqnr_db(w: torch.Tensor, amax: float, grid: Grid, *, scaled: bool) -> float:
+def rounded_sqnr_db(w: torch.Tensor, scheme: Scheme, amax: float) -> float:
     """SQNR of ``w`` rounded to nearest with clip limit ``amax``, in dB; piece by piece, which is 5 times as fast."""
-    pairs = ((piece, grid.fake_quantize(piece, amax, scaled=scaled)) for piece in pieces(w))
-    return error_to_db(relative_error_of(pairs))
+    parts = scheme.steps(w, amax).pieces(w)
+    return error_to_db(relative_error_of((piece, scheme.rounded(piece, steps)) for piece, steps in parts))

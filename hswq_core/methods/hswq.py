@@ -2,75 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from ..calibration.observer import LayerStats
-from ..calibration.session import Session
 from ..errors import LayerError, SettingError
 from ..model.layer import Layer
 from ..plan.formats import FileFormat
 from ..plan.plan import KEEP, SKIP, LayerPlan, Plan
-from ..progress import Progress, each_of, no_progress
+from ..progress import each_of
 from ..quant.clip_search import importance_over_weight, search_amax
-from ..quant.grid import FLOAT8_E4M3FN, Grid
 from .decide import not_quantized, require_finite, require_unquantized, round_to_nearest
-from .exclusions import Exclusions
+from .method import SESSION, Method, Planned, Task, require_session
 
-METHOD = "hswq"
 DEFAULT_KEEP_RATIO = 0.25
 
 
-def check_keep_ratio(keep_ratio: float) -> float:
-    """``keep_ratio`` if 0 ≤ keep_ratio ≤ 1, else SettingError."""
-    if not 0.0 <= keep_ratio <= 1.0:
-        raise SettingError("keep_ratio", got=keep_ratio, expected="0 to 1", remedy="0.25 is HSWQ's usual value.")
-    return keep_ratio
+@dataclass(frozen=True)
+class HSWQSettings:
+    """How many layers stay in 16 bits.
 
-
-def plan_hswq(
-    layers: list[Layer],
-    session: Session,
-    read: Callable[[Layer], torch.Tensor],
-    *,
-    exclusions: Exclusions,
-    file_format: FileFormat,
-    keep_ratio: float,
-    grid: Grid = FLOAT8_E4M3FN,
-    progress: Progress = no_progress,
-) -> Plan:
-    """Decide about every layer.
-
-    Args:
-        layers: every Linear and Conv2d of the model, in model order.
-        session: statistics of the same model.
-        read: the weight of a layer, any device.
-        keep_ratio: share of the eligible layers kept in 16 bits, int(n · keep_ratio) of largest sensitivity.
-        progress: called as (step, bytes done, bytes in all) before each layer; may raise to cancel.
+    Attributes:
+        keep_ratio: share of the eligible layers kept, int(n · keep_ratio) of largest sensitivity.
 
     Raises:
-        LayerError: a layer without statistics, or already in FP8.
-        SettingError: keep_ratio out of range.
+        SettingError: out of range.
     """
-    check_keep_ratio(keep_ratio)
-    stats = {layer.name: _require_stats(layer, session.layers) for layer in layers}
-    excluded = exclusions.reasons(layers, stats)
-    eligible = [layer.name for layer in layers if layer.name not in excluded]
-    kept = keep_by_sensitivity({name: stats[name].sensitivity for name in eligible}, keep_ratio)
-    plans = []
-    for layer in each_of(layers, "Searching", progress):
+
+    keep_ratio: float = DEFAULT_KEEP_RATIO
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.keep_ratio <= 1.0:
+            raise SettingError(
+                "keep_ratio", got=self.keep_ratio, expected="0 to 1", remedy="0.25 is HSWQ's usual value."
+            )
+
+    @property
+    def text(self) -> str:
+        """As it appears in file names: ``0.25``."""
+        return f"{self.keep_ratio:g}"
+
+    def extra_bytes(self, smallest: int, layers: int) -> int:  # noqa: ARG002 - the protocol's
+        """Known only with the plan."""
+        return 0
+
+
+def plan_hswq(task: Task, settings: HSWQSettings) -> Planned:
+    """Decide about every layer.
+
+    Raises:
+        SettingError: no session.
+        LayerError: a layer without statistics, or already in FP8.
+    """
+    session = require_session(HSWQ.name, task.session)
+    stats = {layer.name: _require_stats(layer, session.layers) for layer in task.layers}
+    excluded = task.exclusions.reasons(task.layers, stats)
+    eligible = [layer.name for layer in task.layers if layer.name not in excluded]
+    kept = keep_by_sensitivity({name: stats[name].sensitivity for name in eligible}, settings.keep_ratio)
+    file_format = task.encoding.file_format
+
+    def decide(layer: Layer) -> LayerPlan:
         if layer.name in excluded:
-            decided = not_quantized(layer, SKIP, excluded[layer.name])
-        elif layer.name in kept:
-            decided = not_quantized(layer, KEEP, "high sensitivity")
-        else:
-            decided = quantize_layer(layer, read(layer), stats[layer.name], file_format, grid)
-        plans.append(replace(decided, sensitivity=stats[layer.name].sensitivity))
-    plan = Plan(file_format.name, METHOD, f"{keep_ratio:g}", exclusions.family.name, grid.name, tuple(plans))
-    plan.require_closed(len(layers))
-    return plan
+            return not_quantized(layer, SKIP, excluded[layer.name])
+        if layer.name in kept:
+            return not_quantized(layer, KEEP, "high sensitivity")
+        return quantize_layer(layer, task.read(layer), stats[layer.name], file_format)
+
+    layers = tuple(
+        decide(layer).measured(sensitivity=stats[layer.name].sensitivity)
+        for layer in each_of(task.layers, "Searching", task.progress)
+    )
+    plan = Plan(file_format.name, HSWQ.name, settings.text, task.exclusions.family.name, layers)
+    plan.require_closed(len(task.layers))
+    return Planned(plan)
 
 
 def keep_by_sensitivity(sensitivity: Mapping[str, float], keep_ratio: float) -> set[str]:
@@ -84,12 +90,12 @@ def by_sensitivity(sensitivity: Mapping[str, float]) -> list[str]:
     return sorted(sensitivity, key=lambda name: (-sensitivity[name], name))
 
 
-def quantize_layer(layer: Layer, w: torch.Tensor, stats: LayerStats, file_format: FileFormat, grid: Grid) -> LayerPlan:
+def quantize_layer(layer: Layer, w: torch.Tensor, stats: LayerStats, file_format: FileFormat) -> LayerPlan:
     """Clip search for one layer; a layer an unscaled cast would hurt is kept where the format allows."""
     require_finite(layer, w)
     importance = importance_over_weight(layer.name, layer.shape, stats.importance).to(w.device)
-    clip = search_amax(w, importance, grid, scaled=file_format.scaled(layer.kind))
-    return round_to_nearest(layer, w, clip.amax, "clip search", file_format, grid)
+    clip = search_amax(w, importance, file_format.usual(layer.kind))
+    return round_to_nearest(layer, w, clip.amax, "clip search", file_format)
 
 
 def _require_stats(layer: Layer, stats: Mapping[str, LayerStats]) -> LayerStats:
@@ -103,3 +109,6 @@ def _require_stats(layer: Layer, stats: Mapping[str, LayerStats]) -> LayerStats:
             remedy="Calibrate this model under a new session name, then convert again.",
         )
     return found
+
+
+HSWQ = Method("hswq", plan_hswq, needs=frozenset({SESSION}), settings=HSWQSettings)

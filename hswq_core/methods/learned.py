@@ -16,7 +16,6 @@ would have to be undone by the last cast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -24,19 +23,19 @@ import torch
 
 from ..errors import SettingError
 from ..model.layer import Layer
-from ..plan.formats import FileFormat
-from ..plan.plan import QUANTIZE, SKIP, LayerPlan, Plan
-from ..progress import Progress, announced, no_progress
+from ..plan.plan import SKIP, LayerPlan, Plan
+from ..progress import announced
 from ..quant.cholesky import Tick
 from ..quant.descent import Descent, LowRank
 from ..quant.gptq import never_cancelled
-from ..quant.grid import FLOAT8_E4M3FN, Grid, largest
+from ..quant.grid import largest
 from ..quant.metrics import sqnr_db
+from ..quant.schemes.scheme import Scheme
 from .decide import not_quantized, require_finite, require_unquantized, round_to_nearest
-from .exclusions import Exclusions
+from .method import Method, Planned, Task
 from .solve import NEAREST, Solution
 
-METHOD = LEARNED = "learned"
+LEARNED_CODES = "learned"
 
 # Share of the moments that is alike in all directions. `nox -s bench -- learned.py` measures what it is worth.
 RIDGE = 0.7
@@ -73,6 +72,15 @@ class LearnedOptions:
                     field.name, got=value, expected=f"{least[field.name]} or more", remedy=f"{field.default} is usual."
                 )
 
+    @property
+    def text(self) -> str:
+        """No budget."""
+        return ""
+
+    def extra_bytes(self, smallest: int, layers: int) -> int:  # noqa: ARG002 - the protocol's
+        """None."""
+        return 0
+
 
 def input_moments(w: torch.Tensor, options: LearnedOptions) -> LowRank:
     """G of the inputs that ``w`` [out, k], float32, suggests. The same seed gives the same, on one machine."""
@@ -86,7 +94,12 @@ def input_moments(w: torch.Tensor, options: LearnedOptions) -> LowRank:
 
 
 def learn(
-    w: torch.Tensor, scale: torch.Tensor | None, grid: Grid, options: LearnedOptions, tick: Tick = never_cancelled
+    w: torch.Tensor,
+    scheme: Scheme,
+    options: LearnedOptions,
+    *,
+    amax: float | None = None,
+    tick: Tick = never_cancelled,
 ) -> Solution:
     """Round one weight; no row of it has a larger quantized loss than with nearest rounding.
 
@@ -95,26 +108,29 @@ def learn(
 
     Args:
         w: finite [out, ...], flattened to [out, k].
-        scale: float32 multiplier at dequantize, [] or None.
+        scheme: with one scale a tensor, or none.
+        amax: clip limit, see ``Scheme.steps``.
         tick: called every second or so of work; may raise to cancel.
 
     Returns:
         Codes, with L of them and of nearest rounding's as errors; both 0 for a zero weight.
     """
-    rows = w.flatten(1).to(torch.float32) / (1.0 if scale is None else scale)
+    steps = scheme.steps(w, amax)
+    rows = scheme.into(w, steps).flatten(1)
     most, moments = largest(rows), input_moments(rows, options)
     descent, codes, losses = Descent(moments), [], rows.new_zeros(3, dtype=torch.float64)
     for part in rows.split(ROWS if w.device.type == "cpu" else len(w)):
-        nearest = grid.nearest(part)
-        rounded = descent.rounded(part, grid.nearest, sweeps=options.iterations, tick=tick)
+        nearest = scheme.nearest(part)
+        rounded = descent.rounded(part, scheme.nearest, sweeps=options.iterations, tick=tick)
         rounded = torch.where(part.abs() == most, nearest, rounded)
         loss, plain = moments.losses(rounded - part), moments.losses(nearest - part)
-        codes.append(grid.cast(torch.where((loss < plain)[:, None], rounded, nearest)))
+        codes.append(scheme.cast(torch.where((loss < plain)[:, None], rounded, nearest)))
         losses += torch.stack((torch.minimum(loss, plain), plain, moments.losses(part))).sum(1)
     learned, plain, signal = losses.tolist()
-    how = LEARNED if learned < plain else NEAREST
+    how = LEARNED_CODES if learned < plain else NEAREST
     signal = signal or 1.0
-    return Solution(torch.cat(codes).reshape(w.shape), scale, how, None, learned / signal, plain / signal)
+    tensors = scheme.tensors(torch.cat(codes).reshape(w.shape), steps)
+    return Solution(scheme.name, tensors, how, None, learned / signal, plain / signal)
 
 
 def learnable(layer: Layer, samples: int) -> bool:
@@ -127,48 +143,36 @@ def learnable(layer: Layer, samples: int) -> bool:
     return layer.shape[0] >= samples and layer.shape[2:] != (1, 1)
 
 
-def plan_learned(
-    layers: list[Layer],
-    read: Callable[[Layer], torch.Tensor],
-    keep: Callable[[str, Solution], None],
-    *,
-    exclusions: Exclusions,
-    file_format: FileFormat,
-    options: LearnedOptions,
-    grid: Grid = FLOAT8_E4M3FN,
-    progress: Progress = no_progress,
-) -> Plan:
+def plan_learned(task: Task, options: LearnedOptions) -> Planned:
     """The plan of ``plan_nearest``, with the codes learned where that lessens a layer's quantized loss.
-
-    Args:
-        layers: every Linear and Conv2d of the model, in model order.
-        read: the weight of a layer, any device; there it is rounded.
-        keep: takes (name, codes) of each learned layer, to be given to ``write_plan``.
-        progress: called as (step, bytes done, bytes in all) every second or so; may raise to cancel.
 
     Raises:
         LayerError: a layer already in FP8, or with NaN or infinity.
     """
-    excluded = exclusions.reasons(layers, {})
+    excluded = task.exclusions.reasons(task.layers, {})
+    file_format = task.encoding.file_format
 
     def decide(layer: Layer, tick: Tick) -> LayerPlan:
         require_unquantized(layer)
         if layer.name in excluded:
             return not_quantized(layer, SKIP, excluded[layer.name])
-        w = read(layer)
+        w = task.read(layer)
         require_finite(layer, w)
-        plan = round_to_nearest(layer, w, largest(w), NEAREST, file_format, grid)
-        if plan.action != QUANTIZE or not learnable(layer, options.samples):
+        plan = round_to_nearest(layer, w, largest(w), NEAREST, file_format)
+        if plan.stored is None or not learnable(layer, options.samples):
             return plan
-        scale = grid.scale(plan.amax).to(w.device) if plan.scaled else None
-        found = learn(w, scale, grid, options, tick)
-        plan = replace(plan, loss=found.error, nearest_loss=found.nearest_error)
+        found = learn(w, plan.stored, options, amax=plan.amax, tick=tick)
+        plan = plan.measured(loss=found.error, nearest_loss=found.nearest_error)
         if found.how == NEAREST:
             return plan
-        keep(layer.name, found)
-        return replace(plan, reason=LEARNED, sqnr_db=sqnr_db(w, found.restored(grid, w.device)))
+        task.solutions.add(layer.name, found)
+        return replace(plan, reason=LEARNED_CODES).measured(sqnr_db=sqnr_db(w, found.restored(w.device)))
 
-    plans = tuple(decide(layer, partial(progress, *said)) for layer, said in announced(layers, "Learning"))
-    plan = Plan(file_format.name, METHOD, "", exclusions.family.name, grid.name, plans)
-    plan.require_closed(len(layers))
-    return plan
+    steps = announced(task.layers, "Learning")
+    layers = tuple(decide(layer, partial(task.progress, *said)) for layer, said in steps)
+    plan = Plan(file_format.name, LEARNED.name, "", task.exclusions.family.name, layers)
+    plan.require_closed(len(task.layers))
+    return Planned(plan, task.solutions)
+
+
+LEARNED = Method("learned", plan_learned, settings=LearnedOptions, own_codes=True)

@@ -1,8 +1,8 @@
 """What a long conversion has done so far, on disk: memory holds one layer, and a crash loses only the layer at hand.
 
-Folder ``<session>.work/<key>/``: one safetensors file a rounded layer (``codes``, ``scale``, ``bias``; the rest in its
-metadata) and ``<stage>.json`` for numbers. The key names everything the results depend on; other keys' folders are of
-no use any more and are removed.
+Folder ``<session>.work/<key>/``: one safetensors file a rounded layer (the scheme's tensors and ``bias``; the rest in
+its metadata) and ``<stage>.json`` for numbers. The key names everything the results depend on; folders of other keys
+are of no use any more and are removed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ..files.checks import checked, number, parse_json, text
 from .solve import Solution
 
 HEADER_KEY = "hswq_solution"
-TENSORS = ("codes", "scale", "bias")
+BIAS = "bias"
+_RECORDED = [f.name for f in fields(Solution) if f.name not in ("tensors", "bias")]
 PASSING_PREFIX, LOCK_NAME = ".hswq-", "lock"
 
 
@@ -33,45 +34,56 @@ def key_of(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-class Workspace(Mapping[str, Solution]):
+class Solutions(Mapping[str, Solution]):
     """{layer name: solution}, read from disk at each access.
 
     Args:
-        folder: of the session.
-        key: see ``key_of``.
+        folder: of the files.
+        files: {layer name: its file} of what is there.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder = folder / key
+    def __init__(self, folder: Path, files: Mapping[str, Path] | None = None) -> None:
+        self.folder, self._files = folder, dict(files or {})
+
+    @classmethod
+    def resumed(cls, folder: Path, key: str) -> Solutions:
+        """What an earlier run left below ``folder`` under the same key; what other keys have there is removed.
+
+        Args:
+            folder: of the session.
+            key: see ``key_of``.
+        """
+        own = folder / key
         for other in folder.iterdir() if folder.is_dir() else ():
-            if other != self.folder:
+            if other != own:
                 shutil.rmtree(other, ignore_errors=True)
-        named = {path: _name_in(path) for path in sorted(self.folder.glob("*.safetensors"))}
-        self._names = {name: path for path, name in named.items() if name is not None}
+        named = {path: _name_in(path) for path in sorted(own.glob("*.safetensors"))}
+        return cls(own, {name: path for path, name in named.items() if name is not None})
 
     def __getitem__(self, name: str) -> Solution:
-        with safe_open(self._names[name], "pt") as file:
+        with safe_open(self._files[name], "pt") as file:
             record = json.loads(file.metadata()[HEADER_KEY])
-            tensors = {key: file.get_tensor(key) if key in file.keys() else None for key in TENSORS}  # noqa: SIM118
-        return Solution(**{f.name: (tensors | record)[f.name] for f in fields(Solution)})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        bias = tensors.pop(BIAS, None)
+        return Solution(tensors=tensors, bias=bias, **{key: record[key] for key in _RECORDED})
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._files)
 
     def add(self, name: str, solution: Solution) -> None:
         """Save. Raises FileError if the folder cannot be written to."""
         path = self.folder / f"{key_of(name)}.safetensors"
-        record = {f.name: getattr(solution, f.name) for f in fields(Solution) if f.name not in TENSORS}
-        tensors = {key: tensor for key in TENSORS if (tensor := getattr(solution, key)) is not None}
-        save_tensors(tensors, path, {HEADER_KEY: json.dumps({"name": name, **record})})
-        self._names[name] = path
+        record = {key: getattr(solution, key) for key in _RECORDED}
+        bias = {} if solution.bias is None else {BIAS: solution.bias}
+        save_tensors({**solution.tensors, **bias}, path, {HEADER_KEY: json.dumps({"name": name, **record})})
+        self._files[name] = path
 
     def error(self, name: str) -> float:
         """That of a solution, without its codes."""
-        with safe_open(self._names[name], "pt") as file:
+        with safe_open(self._files[name], "pt") as file:
             return float(json.loads(file.metadata()[HEADER_KEY])["error"])
 
     def numbers(self, stage: str) -> dict[str, float]:
@@ -90,7 +102,7 @@ class Workspace(Mapping[str, Solution]):
 
 
 @contextmanager
-def passing_workspace(beside: Path) -> Iterator[Workspace]:
+def passing_solutions(beside: Path) -> Iterator[Solutions]:
     """One for a conversion that is short enough to start anew, in this folder; gone at the end, whatever happens.
 
     What a killed process left goes when the next one begins: who still works holds a lock, as in ``atomic_file``.
@@ -98,7 +110,7 @@ def passing_workspace(beside: Path) -> Iterator[Workspace]:
     _clear_abandoned(beside)
     folder, handle, locked = _begun(beside)
     try:
-        yield Workspace(folder, "codes")
+        yield Solutions(folder)
     finally:
         # Windows removes no file that is still mapped: better a folder left behind than a conversion that fails.
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..model.layer import Layer
-from ..plan.encoding import Encoding
 from ..quant.cholesky import Tick
 from ..quant.gptq import DAMPING, compensated, never_cancelled
-from ..quant.grid import Grid
 from ..quant.moments import Moments, Rows, over_all_inputs
+from ..quant.schemes.scheme import CODES, SCALE, Scheme, Tensors
+from ..quant.schemes.table import scheme_named
 from .decide import require_finite
 
 # Damping grows with columns per row: a layer that saw few rows (time and label embeddings see one a picture) is
@@ -23,11 +23,11 @@ NEAREST, COMPENSATED, UNSOLVED = "nearest", "compensated", "nearest for want of 
 
 @dataclass(frozen=True)
 class Solution:
-    """A layer in 8 bits.
+    """A quantized layer.
 
     Attributes:
-        codes: in the weight's shape.
-        scale: float32 multiplier at dequantize, [] or a channel's [out, 1, ...]; None where the format has none.
+        scheme: name of the scheme it is stored by.
+        tensors: what a file holds of it, see ``Scheme.tensors``.
         how: "nearest", "compensated", "learned" or "nearest for want of memory".
         bias: what to add to the layer's bias, float32 [out], or None.
         error, nearest_error: mean squared change of the outputs, relative to their mean square: for unseen
@@ -36,8 +36,8 @@ class Solution:
         dead: columns that no input ever reached.
     """
 
-    codes: torch.Tensor
-    scale: torch.Tensor | None
+    scheme: str
+    tensors: Tensors
     how: str
     bias: torch.Tensor | None
     error: float
@@ -45,16 +45,24 @@ class Solution:
     damping: float = 0.0
     dead: int = 0
 
+    @property
+    def codes(self) -> torch.Tensor:
+        """As they are stored."""
+        return self.tensors[CODES]
+
+    @property
+    def scale(self) -> torch.Tensor | None:
+        """float32 multiplier at dequantize, [] or a channel's [out, 1, ...]; None where the scheme has none."""
+        return self.tensors.get(SCALE)
+
     def to(self, device: torch.device) -> Solution:
         """The same on another device."""
-        moved = {
-            key: tensor.to(device) for key in ("codes", "scale", "bias") if (tensor := getattr(self, key)) is not None
-        }
-        return replace(self, **moved)
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, bias=None if self.bias is None else self.bias.to(device))
 
-    def restored(self, grid: Grid, device: torch.device) -> torch.Tensor:
-        """What a loader makes of the codes, float32."""
-        return grid.dequantize(self.codes.to(device), None if self.scale is None else self.scale.to(device))
+    def restored(self, device: torch.device) -> torch.Tensor:
+        """What a loader makes of it, float32."""
+        return scheme_named(self.scheme).restored({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
 def solve(
@@ -63,63 +71,57 @@ def solve(
     fit: Moments,
     held: Moments | Rows,
     *,
-    encoding: Encoding,
+    scheme: Scheme,
     has_bias: bool,
     tick: Tick = never_cancelled,
 ) -> Solution:
     """Round one layer.
 
+    In units of the scale: rows of a weight do not know of each other, so that each may have its own.
+
     Args:
         w: its weight, any device; the moments on the same.
         fit: of the inputs to round by.
         held: other inputs, to decide by.
+        scheme: to store it by.
         has_bias: whether the layer has a bias that a correction can go to.
         tick: called every second or so of work; may raise to cancel.
 
     Raises:
         LayerError: a weight with NaN or infinity.
     """
-    grid = encoding.grid
-    w, scale, unit, scaled = _scaled(layer, w, encoding)
+    require_finite(layer, w)
+    w = w.to(torch.float32)
+    steps = scheme.steps(w)
     signal = max(held.error(w), torch.finfo(torch.float32).tiny)
     damping = max(DAMPING, DAMPING_PER_COLUMN * len(fit.gram) / fit.rows)
-    nearest = grid.nearest(scaled)
+    values = scheme.into(w, steps)
+    nearest = scheme.nearest(values)
     candidates, used, dead = {NEAREST: nearest}, 0.0, 0
     if w[0].numel() == len(fit.gram):  # not so for a grouped convolution
-        found = compensated(scaled, fit.gram, grid.nearest, damping=damping, tick=tick)
-        candidates[COMPENSATED], used, dead = _pinned(found.weight, scaled, nearest, unit), found.damping, found.dead
-    errors = {how: held.error(rounded * unit - w) / signal for how, rounded in candidates.items()}
+        found = compensated(values, fit.gram, scheme.nearest, damping=damping, tick=tick)
+        candidates[COMPENSATED] = _pinned(found.weight, values, nearest, steps.unit)
+        used, dead = found.damping, found.dead
+    errors = {how: held.error(rounded * steps.unit - w) / signal for how, rounded in candidates.items()}
     how = min(errors, key=lambda name: errors[name])
     chosen = candidates[how]
-    bias = bias_correction(chosen * unit - w, fit, held) if has_bias else None
-    return Solution(grid.cast(chosen), scale, how, bias, errors[how], errors[NEAREST], used, dead)
+    bias = bias_correction(chosen * steps.unit - w, fit, held) if has_bias else None
+    tensors = scheme.tensors(scheme.cast(chosen), steps)
+    return Solution(scheme.name, tensors, how, bias, errors[how], errors[NEAREST], used, dead)
 
 
-def unsolved(layer: Layer, w: torch.Tensor, encoding: Encoding) -> Solution:
+def unsolved(layer: Layer, w: torch.Tensor, scheme: Scheme) -> Solution:
     """Nearest codes, where there is no memory for the layer's inputs: errors are those of its weight.
 
     Raises:
         LayerError: a weight with NaN or infinity.
     """
-    w, scale, unit, scaled = _scaled(layer, w, encoding)
-    nearest = encoding.grid.nearest(scaled)
-    signal = max(float(w.square().sum(dtype=torch.float64)), torch.finfo(torch.float32).tiny)
-    error = float((nearest * unit - w).square().sum(dtype=torch.float64)) / signal
-    return Solution(encoding.grid.cast(nearest), scale, UNSOLVED, None, error, error)
-
-
-def _scaled(
-    layer: Layer, w: torch.Tensor, encoding: Encoding
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """The weight in float32, its scale (None: it gets none), the unit it is rounded in, and the weight in that unit.
-
-    In units of the scale: rows of a weight do not know of each other, so that each may have its own.
-    """
     require_finite(layer, w)
     w = w.to(torch.float32)
-    scale = encoding.scale(w, layer.kind)
-    unit = torch.ones((), device=w.device) if scale is None else scale
-    return w, scale, unit, w / unit
+    tensors = scheme.nearest_tensors(w)
+    signal = max(float(w.square().sum(dtype=torch.float64)), torch.finfo(torch.float32).tiny)
+    error = float((scheme.restored(tensors) - w).square().sum(dtype=torch.float64)) / signal
+    return Solution(scheme.name, tensors, UNSOLVED, None, error, error)
 
 
 def bias_correction(delta: torch.Tensor, fit: Moments, held: Moments | Rows) -> torch.Tensor | None:

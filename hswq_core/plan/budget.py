@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingError
 from ..files.checkpoint import TensorInfo
 from ..model.layer import Layer, weight_key
-from .formats import CHANNEL, TENSOR
+from ..quant.schemes.scheme import Scheme
 
 DEFAULT_EXTRA_PERCENT = 3.0
 MB = 2**20
@@ -69,24 +69,27 @@ class Budget:
 
 
 def smallest_size(
-    entries: Mapping[str, TensorInfo], prefix: str, layers: Iterable[Layer], granularity: str = TENSOR
+    entries: Mapping[str, TensorInfo], prefix: str, layers: Iterable[Layer], scheme: Callable[[str], Scheme]
 ) -> int:
-    """Bytes of a source's tensors with every layer in 8 bits; of scales only those of channels.
+    """Bytes of a source's tensors with every layer quantized; one scale for a whole layer does not count.
 
     Args:
         entries: of the source.
         prefix: of its layers' keys.
-        layers: to be written in 8 bits.
-        granularity: "tensor" or "channel": what one scale serves.
+        layers: to be quantized.
+        scheme: layer kind -> what it is stored by.
     """
-    known = list(layers)
-    scales = sum(4 * layer.shape[0] for layer in known if granularity == CHANNEL)
-    return eight_bit_size(entries, {weight_key(layer.name, prefix) for layer in known}) + scales
+    return size_with(entries, {weight_key(one.name, prefix): scheme(one.kind).nbytes(one.shape) for one in layers})
 
 
-def eight_bit_size(entries: Mapping[str, TensorInfo], weights: Collection[str]) -> int:
-    """Bytes of tensors, those of the keys ``weights`` with one byte an element."""
-    return sum(math.prod(info.shape) if key in weights else info.nbytes for key, info in entries.items())
+def size_with(entries: Mapping[str, TensorInfo], weights: Mapping[str, int]) -> int:
+    """Bytes of tensors, those of the keys in ``weights`` with the bytes given there."""
+    return sum(weights.get(key, info.nbytes) for key, info in entries.items())
+
+
+def kept_bytes(shape: Sequence[int]) -> int:
+    """Bytes of a layer's weight that stays in 16 bits."""
+    return 2 * math.prod(shape)
 
 
 def per_byte(change: Mapping[str, float], cost: Mapping[str, int]) -> list[str]:

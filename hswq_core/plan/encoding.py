@@ -1,15 +1,13 @@
-"""How a method writes its quantized layers: format, grid, and the options of the format that are on."""
+"""How a method writes its quantized layers: a format, and the options of the format that are on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from ..errors import SettingError
-from ..quant.grid import FLOAT8_E4M3FN, Grid, largest, largest_of_channels
-from .formats import CHANNEL, FORMATS, GRANULARITIES, TENSOR, FileFormat
+from ..quant.schemes.scheme import GRANULARITIES, TENSOR, Scheme
+from .formats import FORMATS, FileFormat
 
 # More than every layer at once costs.
 MOST_LOSS_DB = 100.0
@@ -21,7 +19,6 @@ class Encoding:
 
     Attributes:
         file_format: a row of the formats table.
-        grid: of the codes.
         granularity: "tensor" or "channel": what one scale serves.
         fast_matmul: let loaders multiply in 8 bits in as many layers as this loss of the model's output allows, dB;
             0: in none.
@@ -31,7 +28,6 @@ class Encoding:
     """
 
     file_format: FileFormat
-    grid: Grid = FLOAT8_E4M3FN
     granularity: str = TENSOR
     fast_matmul: float = 0.0
 
@@ -40,8 +36,8 @@ class Encoding:
             raise SettingError(
                 "scale_per", got=repr(self.granularity), expected=" or ".join(GRANULARITIES), remedy="Choose one."
             )
-        if self.granularity not in self.file_format.granularities:
-            raise self._lacking("scale_per", self.granularity, lambda row: self.granularity in row.granularities)
+        if not _has_scales(self.file_format, self.granularity):
+            raise self._lacking("scale_per", self.granularity, lambda row: _has_scales(row, self.granularity))
         if not 0.0 <= self.fast_matmul <= MOST_LOSS_DB:
             raise SettingError(
                 "fast_matmul",
@@ -61,21 +57,21 @@ class Encoding:
             remedy=f"Choose that format, or leave {option} at its default.",
         )
 
+    def scheme(self, kind: str) -> Scheme:
+        """What a quantized layer of ``kind`` is stored by."""
+        return self.file_format.scheme(kind, self.granularity) or self.file_format.usual(kind)
+
+    def usual(self, kind: str) -> Scheme:
+        """The same without options: what other tools would write."""
+        return self.file_format.usual(kind)
+
     @property
     def text(self) -> str:
         """What rounding depends on, one line."""
-        return f"{','.join(sorted(self.file_format.scaled_kinds))} {self.grid.name} {self.granularity}"
+        return " ".join(f"{kind}:{self.scheme(kind).name}" for kind in sorted(self.file_format.schemes))
 
-    def scaled(self, kind: str) -> bool:
-        """Whether a quantized layer of ``kind`` has a scale."""
-        return self.file_format.scaled(kind)
 
-    def scale(self, w: torch.Tensor, kind: str) -> torch.Tensor | None:
-        """float32 multiplier at dequantize of a weight [out, ...]: [], or [out, 1, ...] for a scale a channel.
-
-        On the weight's device; None where the layer has none.
-        """
-        if not self.scaled(kind):
-            return None
-        amax = largest_of_channels(w) if self.granularity == CHANNEL else largest(w)
-        return self.grid.scale(amax).to(w.device)
+def _has_scales(row: FileFormat, granularity: str) -> bool:
+    """Whether some layer can have scales of this granularity; one a tensor is what formats without scales have."""
+    rows = [row.scheme(kind, granularity) for kind in row.schemes]
+    return granularity == TENSOR or any(scheme is not None and scheme.scaled for scheme in rows)

@@ -1,10 +1,10 @@
-"""The three file formats, one row each: which keys a quantized layer has, and which layers get a scale.
+"""The file formats, one row each: by which schemes they store layers, and which keys a quantized layer has.
 
 ========  ======================================================================================
 format    keys of a quantized layer X (all other tensors as in the source)
 ========  ======================================================================================
 v1        ``X.weight`` float8 (unscaled)
-v2        ``X.weight`` float8, ``X.scale`` float32 [1], or one a channel [out]
+v2        ``X.weight`` float8, ``X.scale`` float32 [1], or one a channel [out]; other schemes as comfy has them
 comfy     Linear: ``X.weight`` float8, ``X.weight_scale`` float32 [], ``X.comfy_quant`` uint8 JSON, and
           ``X.input_scale`` float32 [] where activations may be cast too;
           Conv2d: ``X.weight`` float8 unscaled, or kept where that loses too much (stock ComfyUI has no
@@ -15,7 +15,8 @@ comfy     Linear: ``X.weight`` float8, ``X.weight_scale`` float32 [], ``X.comfy_
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,10 @@ import torch
 from ..errors import SettingError
 from ..files.checks import checked, parse_json
 from ..model.families import Family
-from ..quant.grid import Grid
+from ..quant.grid import FLOAT8_E4M3FN
+from ..quant.schemes.fp8 import Fp8, Fp8Cast, Fp8Channel
+from ..quant.schemes.scheme import CODES, SCALE, Scheme, Tensors
+from ..quant.schemes.table import scheme_named
 
 # A comfy convolution is stored unscaled only if that costs at most so much SQNR against a scaled one.
 # Guess, until the reference models measure it.
@@ -32,10 +36,14 @@ UNSCALED_CONV_MAX_LOSS_DB = 6.0
 
 # Those in use have up to 200.
 MAX_MARKER_BYTES = 4096
+INPUT_SCALE, MARKER = "input_scale", "comfy_quant"
+# After "X.": ours and stock, legacy stock; and V2's, the original project's too, which ComfyUI's loaders do not read.
+V2_SCALE = "scale"
+STOCK_SCALES, V2_SCALES = (SCALE, "scale_weight"), (V2_SCALE, "weight.scale")
+SCALE_SUFFIXES = (*STOCK_SCALES, *V2_SCALES)
 
-# What one scale serves.
-TENSOR, CHANNEL = "tensor", "channel"
-GRANULARITIES = (TENSOR, CHANNEL)
+# (scheme, its tensors, scale of the inputs or None) -> the same under the names of a file, after "X.".
+Spelling = Callable[[Scheme, Tensors, torch.Tensor | None], Tensors]
 
 
 @dataclass(frozen=True)
@@ -44,45 +52,51 @@ class FileFormat:
 
     Attributes:
         name: what users choose and file names end with.
-        scaled_kinds: layer kinds stored with a scale.
-        may_keep_unscaled: keep a layer in 16 bits where an unscaled cast loses more than
-            ``UNSCALED_CONV_MAX_LOSS_DB`` against a scaled one.
-        extra_tensors: (grid, scale or None, input scale or None) -> {key suffix: tensor} written beside ``X.weight``.
+        schemes: {layer kind: names of the schemes it may be stored by}; the first is the usual one.
+        spelled: the keys of a quantized layer.
         opens_in: for the report.
-        granularities: what one scale may serve: a whole "tensor", or an output "channel".
+        own_loader: whether HSWQ Loader alone reads it; else ComfyUI's loaders do.
+        all_scaled: whether every quantized layer has a scale.
+        max_loss_db: keep a layer in 16 bits where its scheme loses more SQNR than this against the one that it is
+            judged against.
+        casts_kept: what stock loaders do to kept layers on cards with FP8 compute: they become FP8 too.
         fast_matmul: whether it can tell a loader to multiply in 8 bits.
     """
 
     name: str
-    scaled_kinds: frozenset[str]
-    may_keep_unscaled: bool
-    extra_tensors: Callable[[Grid, torch.Tensor | None, torch.Tensor | None], dict[str, torch.Tensor]]
+    schemes: Mapping[str, tuple[str, ...]]
+    spelled: Spelling
     opens_in: str
-    granularities: tuple[str, ...] = (TENSOR,)
+    own_loader: bool = False
+    all_scaled: bool = False
+    max_loss_db: float = math.inf
+    casts_kept: bool = False
     fast_matmul: bool = False
 
-    def scaled(self, kind: str) -> bool:
-        """Whether a quantized layer of ``kind`` has a scale."""
-        return kind in self.scaled_kinds
+    def usual(self, kind: str) -> Scheme:
+        """What a layer of ``kind`` is stored by unless something else is asked for."""
+        return scheme_named(self.schemes[kind][0])
+
+    def scheme(self, kind: str, granularity: str) -> Scheme | None:
+        """What a layer of ``kind`` is stored by with scales of this granularity; None: the format has no such scales.
+
+        A layer without a scale has no granularity.
+        """
+        rows = map(scheme_named, self.schemes[kind])
+        return next((row for row in rows if not row.scaled or row.granularity == granularity), None)
+
+    def scaled_kinds(self) -> frozenset[str]:
+        """Kinds whose layers have a scale."""
+        return frozenset(kind for kind in self.schemes if self.usual(kind).scaled)
 
 
-def _no_extra(_grid: Grid, _scale: torch.Tensor | None, _input_scale: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    return {}
-
-
-def _v2_extra(_grid: Grid, scale: torch.Tensor | None, _input_scale: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    if scale is None:
-        return {}
-    return {"scale": scale.reshape(-1).to(torch.float32)}
-
-
-def comfy_marker(grid: Grid, *, full_precision: bool = True) -> torch.Tensor:
-    """``comfy_quant``: weight-only, unless told otherwise.
+def comfy_marker(record: Mapping[str, object]) -> torch.Tensor:
+    """``comfy_quant``: JSON as uint8, see ``Scheme.marker``.
 
     Without full_precision_matrix_mult a GPU with FP8 compute casts the activations too, with scale 1 for want of a
     measured input_scale.
     """
-    text = json.dumps({"format": grid.name, "full_precision_matrix_mult": full_precision}, separators=(",", ":"))
+    text = json.dumps(record, separators=(",", ":"))
     # 60 or 64 bytes, so that the float16 and float32 tensors after it in a file still start where they must.
     text += " " * (-len(text) % 4)
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
@@ -98,28 +112,47 @@ def marker_record(marker: torch.Tensor) -> dict[str, Any]:
     return record
 
 
-def _comfy_extra(grid: Grid, scale: torch.Tensor | None, input_scale: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    if scale is None:
-        return {}
-    found = {"weight_scale": scale.reshape(()).to(torch.float32)}
-    if input_scale is not None:
-        found["input_scale"] = input_scale.reshape(()).to(torch.float32)
-    return found | {"comfy_quant": comfy_marker(grid, full_precision=input_scale is None)}
+def usable(scales: torch.Tensor) -> torch.Tensor:
+    """Which scales are finite and above 0: any other draws a black picture."""
+    return scales.isfinite() & (scales > 0)
 
 
+def _codes_only(_scheme: Scheme, tensors: Tensors, _input_scale: torch.Tensor | None) -> Tensors:
+    return {CODES: tensors[CODES]}
+
+
+def _as_comfy(scheme: Scheme, tensors: Tensors, input_scale: torch.Tensor | None) -> Tensors:
+    record = scheme.marker(full_precision=input_scale is None)
+    if record is None:
+        return tensors
+    inputs = {} if input_scale is None else {INPUT_SCALE: input_scale}
+    return {**tensors, **inputs, MARKER: comfy_marker(record)}
+
+
+def _as_v2(scheme: Scheme, tensors: Tensors, input_scale: torch.Tensor | None) -> Tensors:
+    if scheme.number_format != FLOAT8_E4M3FN.name:
+        return _as_comfy(scheme, tensors, input_scale)
+    return {CODES: tensors[CODES], V2_SCALE: tensors[SCALE].reshape(-1)}
+
+
+_CAST, _SCALED = (Fp8Cast.name,), (Fp8.name, Fp8Channel.name)
 FORMATS = {
     row.name: row
     for row in (
         FileFormat(
             "comfy",
-            frozenset({"Linear"}),
-            True,
-            _comfy_extra,
+            {"Linear": (Fp8.name,), "Conv2d": _CAST},
+            _as_comfy,
             "stock Load Checkpoint / Load Diffusion Model",
+            max_loss_db=UNSCALED_CONV_MAX_LOSS_DB,
             fast_matmul=True,
         ),
-        FileFormat("v2", frozenset({"Linear", "Conv2d"}), False, _v2_extra, "HSWQ Loader", (TENSOR, CHANNEL)),
-        FileFormat("v1", frozenset(), False, _no_extra, "any FP8 loader, HSWQ Loader"),
+        FileFormat(
+            "v2", {"Linear": _SCALED, "Conv2d": _SCALED}, _as_v2, "HSWQ Loader", own_loader=True, all_scaled=True
+        ),
+        FileFormat(
+            "v1", {"Linear": _CAST, "Conv2d": _CAST}, _codes_only, "any FP8 loader, HSWQ Loader", casts_kept=True
+        ),
     )
 }
 
@@ -139,24 +172,12 @@ def format_for(row: FileFormat, family: Family) -> FileFormat:
     """
     if not family.text_encoder:
         return row
-    if row.name == "v2":
+    if row.own_loader:
         raise SettingError(
             "format",
             got=f"{row.name} for a text encoder ({family.name})",
             expected="comfy or v1",
             remedy="Choose comfy: HSWQ Loader opens diffusion models, ComfyUI's Load CLIP opens text encoders.",
         )
-    kinds = row.scaled_kinds if family.stock_scales else frozenset()
-    return replace(row, scaled_kinds=kinds, opens_in="stock Load CLIP")
-
-
-# After "X.": ours and stock, legacy stock; and V2's, the original project's too, which ComfyUI's loaders do not read.
-STOCK_SCALES, V2_SCALES = ("weight_scale", "scale_weight"), ("scale", "weight.scale")
-
-
-SCALE_SUFFIXES = (*STOCK_SCALES, *V2_SCALES)
-
-
-def usable(scales: torch.Tensor) -> torch.Tensor:
-    """Which scales are finite and above 0: any other draws a black picture."""
-    return scales.isfinite() & (scales > 0)
+    schemes = row.schemes if family.stock_scales else dict.fromkeys(row.schemes, _CAST)
+    return replace(row, schemes=schemes, opens_in="stock Load CLIP", casts_kept=False)

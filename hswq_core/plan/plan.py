@@ -1,20 +1,55 @@
-"""The plan: which layer is kept or quantized, why, with which numbers. Accounting closes or it raises."""
+"""The plan: which layer is kept or quantized, why, with which numbers. Accounting closes or it raises.
+
+As JSON, in files and beside them::
+
+    {"file_format", "method", "budget", "family", "grid", "granularity",
+     "layers": [{"name", "kind", "shape", "action", "reason", "scheme", "scaled", "amax", "input_amax",
+                 and what was measured, see ``NUMBERS``}]}
+
+Readers take records of any release: fields that they do not know are left out, numbers that they do not know are kept,
+missing ones are filled in. ``grid``, ``granularity`` and ``scaled`` follow from the schemes; release 0.2 wants them.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import LayerError
 from ..files.checks import checked, count, label, parse_json, shown, text
-from .formats import TENSOR
+from ..quant.grid import FLOAT8_E4M3FN
+from ..quant.schemes.fp8 import Fp8, Fp8Cast, Fp8Channel
+from ..quant.schemes.scheme import CHANNEL, TENSOR, Scheme
+from ..quant.schemes.table import SCHEMES
 
+# Of the JSON; a header says it. 1: releases 0.1 and 0.2, without schemes.
+PLAN_VERSION = 2
 QUANTIZE, KEEP, SKIP = "quantize", "keep", "skip"
 ACTIONS = (QUANTIZE, KEEP, SKIP)
+
+SENSITIVITY, SQNR, CHANGE, DAMPING, DEAD = "sensitivity", "sqnr_db", "change", "damping", "dead"
+LOSS, NEAREST_LOSS = "loss", "nearest_loss"
+# What methods measure of a layer -> what a record says where it was not measured.
+#
+# sensitivity         output variance (HSWQ)
+# sqnr_db             SQNR of the quantized weight in dB; None if not quantized, or if the codes are exact
+# change              squared relative change of the model's output with this layer alone quantized
+# damping             of compensated rounding, as a share of the mean diagonal of G; 0 where it was not tried
+# dead                input columns that calibration never reached
+# loss, nearest_loss  quantized loss of learned rounding and of nearest
+NUMBERS: dict[str, float | None] = {
+    SENSITIVITY: 0.0,
+    SQNR: None,
+    CHANGE: None,
+    DAMPING: 0.0,
+    DEAD: 0,
+    LOSS: None,
+    NEAREST_LOSS: None,
+}
 
 
 @dataclass(frozen=True)
@@ -23,20 +58,15 @@ class LayerPlan:
 
     Attributes:
         name: layer name inside the diffusion model.
-        kind: "Linear" or "Conv2d".
+        kind: a row of the kinds table.
         shape: weight shape.
         action: "quantize"; "keep": in the source's 16-bit precision by choice of the method;
             "skip": never eligible (see ``reason``).
         reason: one phrase.
-        scaled: quantized with a stored scale.
+        scheme: how it is stored; "" unless quantized.
         amax: clip limit, 0 unless quantized.
-        sensitivity: output variance (HSWQ).
-        sqnr_db: SQNR of the quantized weight in dB; None if not quantized, or if the codes are exact.
-        change: squared relative change of the model's output with this layer alone in 8 bits; None: not measured.
-        damping: of compensated rounding, as a share of the mean diagonal of G; 0 where it was not tried.
-        dead: input columns that calibration never reached.
         input_amax: clip limit of the inputs where a loader may multiply in 8 bits; 0 elsewhere.
-        loss, nearest_loss: quantized loss of learned rounding and of nearest; None: not learned.
+        numbers: what was measured, see ``NUMBERS``; what was not is missing.
     """
 
     name: str
@@ -44,21 +74,61 @@ class LayerPlan:
     shape: tuple[int, ...]
     action: str
     reason: str
-    scaled: bool = False
+    scheme: str = ""
     amax: float = 0.0
-    sensitivity: float = 0.0
-    sqnr_db: float | None = None
-    change: float | None = None
-    damping: float = 0.0
-    dead: int = 0
     input_amax: float = 0.0
-    loss: float | None = None
-    nearest_loss: float | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def weights(self) -> int:
         """Number of weight elements."""
         return math.prod(self.shape)
+
+    @property
+    def stored(self) -> Scheme | None:
+        """The scheme it is stored by; None: not quantized, or by one of a later release."""
+        return SCHEMES.get(self.scheme)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether it is quantized with a stored scale."""
+        return self.stored is not None and self.stored.scaled
+
+    @property
+    def sensitivity(self) -> float:
+        """See ``NUMBERS``; 0 if it was not measured."""
+        return self.numbers.get(SENSITIVITY, 0.0)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """See ``NUMBERS``."""
+        return self.numbers.get(SQNR)
+
+    @property
+    def change(self) -> float | None:
+        """See ``NUMBERS``."""
+        return self.numbers.get(CHANGE)
+
+    def measured(self, **numbers: float | None) -> LayerPlan:
+        """The same with more numbers; those that were not measured, as ``NUMBERS`` says it, are left out."""
+        known = {name: value for name, value in numbers.items() if value is not None and value != NUMBERS.get(name)}
+        return replace(self, numbers={**self.numbers, **known})
+
+    def to_record(self) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "shape": self.shape,
+            "action": self.action,
+            "reason": self.reason,
+            "scheme": self.scheme,
+            "scaled": self.scaled,
+            "amax": self.amax,
+            "input_amax": self.input_amax,
+            **NUMBERS,
+            **self.numbers,
+        }
 
 
 @dataclass(frozen=True)
@@ -70,18 +140,26 @@ class Plan:
         method: "hswq", ...
         budget: what the user asked for, as it appears in the file name ("0.25"); "" for a method that has none.
         family: row of the families table.
-        grid: name of the 8-bit grid.
-        layers: every Linear and Conv2d of the model, in model order.
-        granularity: what one scale serves: a "tensor" or a "channel".
+        layers: every layer of the model, in model order.
     """
 
     file_format: str
     method: str
     budget: str
     family: str
-    grid: str
     layers: tuple[LayerPlan, ...]
-    granularity: str = TENSOR
+
+    @property
+    def grid(self) -> str:
+        """Number formats of the codes."""
+        names = {layer.stored.number_format for layer in self.layers if layer.stored is not None}
+        return "+".join(sorted(names)) or FLOAT8_E4M3FN.name
+
+    @property
+    def granularity(self) -> str:
+        """What one scale serves: a "channel" as soon as any does, else a "tensor"."""
+        channel = any(layer.stored is not None and layer.stored.granularity == CHANNEL for layer in self.layers)
+        return CHANNEL if channel else TENSOR
 
     def counts(self) -> dict[str, int]:
         """{"quantize": n, "keep": n, "skip": n}, all three always present."""
@@ -113,45 +191,59 @@ class Plan:
 
     def to_json(self, indent: int | None = None) -> str:
         """JSON text, on one line unless indented; ``from_json`` gives the same plan back."""
-        return json.dumps(asdict(self), indent=indent, separators=(",", ":") if indent is None else None)
+        names = ("file_format", "method", "budget", "family", "grid", "granularity")
+        record = {name: getattr(self, name) for name in names}
+        record["layers"] = [layer.to_record() for layer in self.layers]
+        return json.dumps(record, indent=indent, separators=(",", ":") if indent is None else None)
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Read ``to_json``'s text. Raises ValueError on anything else."""
-        data = checked(parse_json(text, finite=False), dict)
-        layers = tuple(_layer_plan(checked(record, dict)) for record in checked(data.pop("layers", None), list))
-        names = {f.name for f in fields(cls)} - {"layers"}
-        if set(data) != names:
-            raise ValueError(f"a plan without {sorted(names - set(data))} or with more than {sorted(names)}")
-        return cls(**{name: label(value) for name, value in data.items()}, layers=layers)
+    def from_json(cls, source: str) -> Plan:
+        """Read ``to_json``'s text, or that of an earlier or later release. Raises ValueError on anything else."""
+        data = checked(parse_json(source, finite=False), dict)
+        granularity = label(data.get("granularity", TENSOR))
+        records = [checked(record, dict) for record in checked(data.get("layers"), list)]
+        layers = tuple(_layer_plan(record, granularity) for record in records)
+        said = {name: label(data.get(name, "")) for name in ("file_format", "method", "budget", "family")}
+        return cls(**said, layers=layers)
 
 
-def _layer_plan(record: dict[str, Any]) -> LayerPlan:
-    """Entries of later releases are left out."""
-    found: dict[str, Any] = {"shape": tuple(map(count, checked(record.get("shape"), list)))}
-    for name, check in _CHECKS.items():
+_FIELDS = ("name", "kind", "shape", "action", "reason", "scheme", "scaled", "amax", "input_amax")
+
+
+def _layer_plan(record: dict[str, Any], granularity: str) -> LayerPlan:
+    for name in ("name", "kind", "shape", "action"):
         if name not in record:
             raise ValueError(f"a layer without {name}")
-        found[name] = check(record[name])
-    if found["action"] not in ACTIONS:
-        raise ValueError(f"action {shown(found['action'])}")
-    return LayerPlan(**found)
+    if record["action"] not in ACTIONS:
+        raise ValueError(f"action {shown(record['action'])}")
+    numbers = {text(name): value for name, value in record.items() if name not in _FIELDS}
+    plan = LayerPlan(
+        name=text(record["name"]),
+        kind=text(record["kind"]),
+        shape=tuple(map(count, checked(record["shape"], list))),
+        action=record["action"],
+        reason=label(record.get("reason", "")),
+        scheme=label(record.get("scheme", _scheme_before(record, granularity))),
+        amax=_real(record.get("amax", 0.0)),
+        input_amax=_real(record.get("input_amax", 0.0)),
+    )
+    return plan.measured(**{name: _real(value) for name, value in numbers.items() if _is_number(name, value)})
+
+
+def _scheme_before(record: Mapping[str, Any], granularity: str) -> str:
+    """That of a layer of a release that had FP8 alone."""
+    if record["action"] != QUANTIZE:
+        return ""
+    if not checked(record.get("scaled", False), bool):
+        return Fp8Cast.name
+    return Fp8Channel.name if granularity == CHANNEL else Fp8.name
+
+
+def _is_number(name: str, value: Any) -> bool:
+    """Whether a field of a record is a number that was measured; of a later release it may be anything."""
+    return value is not None and (name in NUMBERS or type(value) in (int, float))
 
 
 def _real(value: Any) -> float:
     """A float, infinite too: a loss may be."""
-    return float(checked(value, float)) if type(value) is not int else float(count(value))
-
-
-def _real_or_none(value: Any) -> float | None:
-    return None if value is None else _real(value)
-
-
-_CHECKS: dict[str, Callable[[Any], object]] = {
-    **dict.fromkeys(("name", "kind", "action"), text),
-    **dict.fromkeys(("amax", "sensitivity", "damping", "input_amax"), _real),
-    **dict.fromkeys(("sqnr_db", "change", "loss", "nearest_loss"), _real_or_none),
-    "reason": label,
-    "scaled": lambda value: checked(value, bool),
-    "dead": count,
-}
+    return float(checked(value, float)) if type(value) is not int else count(value)

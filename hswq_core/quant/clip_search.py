@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import LayerError
-from .grid import PIECE, Grid, largest
+from .grid import PIECE, largest
 from .metrics import weighted_square_sum
+from .schemes.scheme import Scheme
 
 BINS = 4096
 CANDIDATES = 200
@@ -71,7 +72,7 @@ def weighted_histogram(w: torch.Tensor, importance: torch.Tensor | None, bins: i
     return Histogram(centers, mass, top)
 
 
-def histogram_errors(hist: Histogram, amax: torch.Tensor, grid: Grid, *, scaled: bool) -> torch.Tensor:
+def histogram_errors(hist: Histogram, amax: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """Σ H·(q(x) − x)² / Σ H for each candidate.
 
     Args:
@@ -81,18 +82,12 @@ def histogram_errors(hist: Histogram, amax: torch.Tensor, grid: Grid, *, scaled:
         float64 [k]; all candidates × bins in one pass with the real cast.
     """
     x = hist.centers.to(torch.float32)
-    limit = amax.to(torch.float32).unsqueeze(1)
-    if scaled:
-        scale = grid.scale(limit)
-        q = grid.nearest(x / scale).mul_(scale)
-    else:
-        q = grid.nearest(torch.minimum(x, limit))
-    squared = q.sub_(x).square_()
+    squared = scheme.rounded(x, scheme.limited(amax.to(torch.float32).unsqueeze(1))).sub_(x).square_()
     total = hist.mass.sum().clamp(min=torch.finfo(torch.float64).tiny)
     return squared.to(torch.float64) @ hist.mass / total
 
 
-def search_histogram(hist: Histogram, grid: Grid, *, scaled: bool) -> float:
+def search_histogram(hist: Histogram, scheme: Scheme) -> float:
     """The clip limit of least histogram error: 200 candidates in [0.5, 1]·max, then three refinements.
 
     max|w| is a candidate of every round; the smallest of equally good limits wins, as in the original.
@@ -106,7 +101,7 @@ def search_histogram(hist: Histogram, grid: Grid, *, scaled: bool) -> float:
     for _ in range(REFINEMENTS + 1):
         tries = torch.linspace(low, high, CANDIDATES, dtype=torch.float64, device=hist.mass.device)
         tries = torch.cat((tries, tries.new_tensor([hist.max])))
-        errors = histogram_errors(hist, tries, grid, scaled=scaled)
+        errors = histogram_errors(hist, tries, scheme)
         least = errors.min()
         if least.item() < best_error * (1 - TIE):
             best, best_error = tries[errors <= least * (1 + TIE)].min().item(), least.item()
@@ -115,31 +110,31 @@ def search_histogram(hist: Histogram, grid: Grid, *, scaled: bool) -> float:
     return best
 
 
-def search_amax(w: torch.Tensor, importance: torch.Tensor | None, grid: Grid, *, scaled: bool) -> Clip:
+def search_amax(w: torch.Tensor, importance: torch.Tensor | None, scheme: Scheme) -> Clip:
     """Clip limit for ``w``, never worse than max|w| on the tensor itself.
 
     Args:
         w: weight, any floating dtype.
         importance: broadcastable over ``w`` or None.
-        scaled: whether the grid moves with amax (V2, comfy Linear) or not (V1).
+        scheme: with one scale a tensor, or none: there the grid does not move with amax.
     """
     if not w.numel() or largest(w) == 0.0:
         return Clip(0.0, 0.0, 0.0)
     hist = weighted_histogram(w, importance)
-    found = search_histogram(hist, grid, scaled=scaled)
-    at_max, at_found = clip_errors(w, importance, (hist.max, found), grid, scaled=scaled)
+    found = search_histogram(hist, scheme)
+    at_max, at_found = clip_errors(w, importance, (hist.max, found), scheme)
     return Clip(found, at_found, at_max) if at_found <= at_max else Clip(hist.max, at_max, at_max)
 
 
 def clip_errors(
-    w: torch.Tensor, importance: torch.Tensor | None, limits: Sequence[float], grid: Grid, *, scaled: bool
+    w: torch.Tensor, importance: torch.Tensor | None, limits: Sequence[float], scheme: Scheme
 ) -> list[float]:
     """Σ I·(q(w)−w)² / Σ I of the tensor itself at each clip limit; 0 without importance anywhere."""
     errors = torch.zeros(len(limits), dtype=torch.float64, device=w.device)
     total = torch.zeros((), dtype=torch.float64, device=w.device)
     for piece, weight in _pieces(w, importance):
         for i, limit in enumerate(limits):
-            errors[i] += weighted_square_sum(piece, grid.fake_quantize(piece, limit, scaled=scaled), weight)
+            errors[i] += weighted_square_sum(piece, scheme.rounded(piece, scheme.at(limit, w.device)), weight)
         share = torch.ones(1, device=w.device) if weight is None else weight
         total += share.sum(dtype=torch.float64) * (piece.numel() / share.numel())
     mean: list[float] = torch.where(total > 0, errors / total, torch.zeros_like(errors)).tolist()

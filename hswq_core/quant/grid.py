@@ -1,6 +1,5 @@
-"""The 8-bit grid: codes, cast, scale rule. The only float8 cast of the project.
+"""The FP8 grid: codes, cast, scale rule. The only float8 cast of the project.
 
-A grid is one small object, so that another 8-bit format can become one more row of ``GRIDS``.
 ``scale`` is everywhere the float32 multiplier **at dequantize**.
 """
 
@@ -16,7 +15,6 @@ PIECE = 2**18
 
 # Below so many codes torch's own conversion is faster than calling six operations.
 WIDEN_LEAST = 2**14
-LARGEST_CODE, NAN_CODE = 0x7E, 0x7F
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,15 @@ class Grid:
         name: the format's name in files (``comfy_quant`` JSON) and reports.
         dtype: the torch storage dtype.
         max: largest finite value.
+        max_code: its code.
+        nan_code: code of NaN, but for the sign.
     """
 
     name: str
     dtype: torch.dtype
     max: float
+    max_code: int
+    nan_code: int
 
     def values(self) -> torch.Tensor:
         """All distinct finite values, float32, ascending, shape [n] (both zeros count once)."""
@@ -52,27 +54,6 @@ class Grid:
         """Round to the nearest code, ties to even, saturating at ±max (a bare cast gives NaN)."""
         return x.clamp(-self.max, self.max).to(self.dtype)
 
-    def quantize(self, w: torch.Tensor, amax: float, *, scaled: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Codes of ``w`` with clip limit ``amax``.
-
-        scaled:   codes = cast(w / scale), scale = amax / max.
-        unscaled: codes = cast(clamp(w, ±amax)); the grid does not move, hence no scale.
-
-        Returns:
-            (codes in the shape of ``w``, scale float32 [] or None).
-        """
-        scale = self.scale(amax).to(w.device) if scaled else None
-        if w.device.type != "cpu" or w.numel() <= PIECE:
-            return self._codes(w, amax, scale), scale
-        codes = torch.empty(w.shape, dtype=self.dtype)
-        for into, piece in zip(pieces(codes), pieces(w), strict=True):
-            into.copy_(self._codes(piece, amax, scale))
-        return codes, scale
-
-    def _codes(self, w: torch.Tensor, amax: float, scale: torch.Tensor | None) -> torch.Tensor:
-        w = w.to(torch.float32)
-        return self.cast(w.clamp(-amax, amax) if scale is None else w / scale)
-
     def dequantize(
         self, codes: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
@@ -84,24 +65,19 @@ class Grid:
         # One kernel that multiplies in float32, for any dtype: a scale of rank 0 would be rounded to it before.
         return w if scale is None else torch.mul(w, scale.reshape(scale.shape or (1,)), out=w)
 
+    def largest_code(self, codes: torch.Tensor) -> int:
+        """The largest code but for the sign; ``nan_code`` if there is a NaN, 0 without codes."""
+        return int((codes.view(torch.uint8) & self.nan_code).amax()) if codes.numel() else 0
+
     def nearest(self, x: torch.Tensor) -> torch.Tensor:
         """The nearest value on the grid, float32; see ``cast``."""
         return self.dequantize(self.cast(x), None)
-
-    def fake_quantize(self, w: torch.Tensor, amax: float, *, scaled: bool) -> torch.Tensor:
-        """dequantize(quantize(w)) in float32."""
-        return self.dequantize(*self.quantize(w, amax, scaled=scaled))
 
 
 def pieces(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """``x`` in flat pieces of ``PIECE`` on the CPU, as one on a GPU."""
     flat = x.flatten()
     return flat.split(PIECE) if x.device.type == "cpu" else (flat,)
-
-
-def largest_code(codes: torch.Tensor) -> int:
-    """Largest code of 8 bits but for the sign; of float8_e4m3fn ``LARGEST_CODE`` is 448 and ``NAN_CODE`` NaN."""
-    return int((codes.view(torch.uint8) & NAN_CODE).amax()) if codes.numel() else 0
 
 
 def by_channel(values: torch.Tensor, rank: int) -> torch.Tensor:
@@ -117,14 +93,13 @@ def _widened(codes: torch.Tensor) -> torch.Tensor:
     """
     if codes.dtype != torch.float8_e4m3fn or codes.numel() < WIDEN_LEAST:
         return codes.to(torch.float32)
-    if largest_code(codes) == NAN_CODE:
+    if FLOAT8_E4M3FN.largest_code(codes) == FLOAT8_E4M3FN.nan_code:
         return codes.to(torch.float32)
     bits = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000)
     return bits.view(torch.float16).to(torch.float32).mul_(2.0**8)
 
 
-FLOAT8_E4M3FN = Grid("float8_e4m3fn", torch.float8_e4m3fn, 448.0)
-GRIDS = {grid.name: grid for grid in (FLOAT8_E4M3FN,)}
+FLOAT8_E4M3FN = Grid("float8_e4m3fn", torch.float8_e4m3fn, 448.0, max_code=0x7E, nan_code=0x7F)
 FLOAT8_DTYPES = frozenset(
     dtype
     for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")

@@ -15,10 +15,12 @@ from ..files.checkpoint import TensorInfo, model_prefix, read_header
 from ..files.tensor_header import DTYPE_NAMES
 from ..model.kinds import KINDS_BY_RANK
 from ..model.layer import layer_of, weight_key
-from ..plan.budget import choose_kept, eight_bit_size, per_byte
+from ..plan.budget import choose_kept, kept_bytes, per_byte, size_with
+from ..plan.formats import format_named
 from ..plan.plan import KEEP, QUANTIZE, LayerPlan, Plan
-from ..quant.grid import FLOAT8_DTYPES
 from ..quant.metrics import error_to_db
+from ..quant.schemes.scheme import CODES
+from ..quant.schemes.table import holds_codes, scheme_named
 from .table import Row, markdown, megabytes
 
 CHANGE, SENSITIVITY = "change of the output, %", "sensitivity"
@@ -97,7 +99,7 @@ def report_file(path: Path) -> FileReport:
         FileError: not a safetensors file, none of FP8, or a damaged header.
     """
     metadata, entries = read_header(path)
-    if not any(info.dtype in FLOAT8_DTYPES for info in entries.values()):
+    if not any(holds_codes(info.dtype) for info in entries.values()):
         raise FileError(
             f"File {path.name}",
             got="no FP8 weight",
@@ -116,7 +118,8 @@ def _planned(name: str, metadata: Mapping[str, str], entries: Entries, plan: Pla
     if not measure and any(layer.sensitivity for layer in plan.layers):
         measure = SENSITIVITY
     rows = tuple(_row(layer, stored[layer.name], measure) for layer in plan.layers)
-    nbytes, smallest = _sizes(entries, {weight_key(name, prefix) for name in stored})
+    codes = {weight_key(layer.name, prefix): _code_bytes(plan, layer) for layer in plan.layers}
+    nbytes, smallest = _sizes(entries, codes)
     curve = _curve(plan, smallest) if measure == CHANGE else None
     made = f"{plan.family}, format {plan.file_format}, {' '.join(('method', plan.method, plan.budget)).strip()}"
     facts = (made, plan.accounting(), _size_fact(nbytes, smallest), *_session_facts(metadata, name))
@@ -125,8 +128,7 @@ def _planned(name: str, metadata: Mapping[str, str], entries: Entries, plan: Pla
 
 def _stored(name: str, entries: Entries, prefix: str, layer: LayerPlan) -> TensorInfo:
     info = entries.get(weight_key(layer.name, prefix))
-    fits = info is not None and info.shape == layer.shape
-    if info is None or not fits or (info.dtype in FLOAT8_DTYPES) != (layer.action == QUANTIZE):
+    if info is None or not _as_planned(info, layer):
         raise FileError(
             f"File {name}, layer {layer.name}",
             got="none" if info is None else f"{DTYPE_NAMES[info.dtype]} {list(info.shape)}",
@@ -136,6 +138,23 @@ def _stored(name: str, entries: Entries, prefix: str, layer: LayerPlan) -> Tenso
     return info
 
 
+def _as_planned(info: TensorInfo, layer: LayerPlan) -> bool:
+    """Whether a tensor is what a plan says; a scheme of a later release may store it in any way."""
+    if layer.action != QUANTIZE:
+        return info.shape == layer.shape and not holds_codes(info.dtype)
+    if layer.stored is None:
+        return True
+    codes = layer.stored.described(layer.shape)[CODES]
+    return info == TensorInfo(codes.dtype, tuple(codes.shape))
+
+
+def _code_bytes(plan: Plan, layer: LayerPlan) -> int:
+    """Bytes of a layer's codes, those of the format's usual scheme if it was kept."""
+    kinds = format_named(plan.file_format).schemes
+    scheme = layer.stored or (scheme_named(kinds[layer.kind][0]) if layer.kind in kinds else None)
+    return math.prod(layer.shape) if scheme is None else scheme.code_bytes(layer.shape)
+
+
 def _row(layer: LayerPlan, info: TensorInfo, measure: str) -> Row:
     value = layer.sensitivity if measure == SENSITIVITY else None
     if measure == CHANGE and layer.change is not None:
@@ -143,9 +162,9 @@ def _row(layer: LayerPlan, info: TensorInfo, measure: str) -> Row:
     return Row(layer.name, layer.kind, layer.action, layer.reason, info.nbytes, value, layer.sqnr_db)
 
 
-def _sizes(entries: Entries, weights: set[str]) -> tuple[int, int]:
-    """(bytes of all tensors, the same with the weights ``weights`` in 8 bits)."""
-    return sum(info.nbytes for info in entries.values()), eight_bit_size(entries, weights)
+def _sizes(entries: Entries, codes: Mapping[str, int]) -> tuple[int, int]:
+    """(bytes of all tensors, the same with every layer quantized, whose codes take the bytes in ``codes``)."""
+    return sum(info.nbytes for info in entries.values()), size_with(entries, codes)
 
 
 def _size_fact(nbytes: int, smallest: int) -> str:
@@ -162,7 +181,7 @@ def _session_facts(metadata: Mapping[str, str], name: str) -> list[str]:
 
 def _curve(plan: Plan, smallest: int) -> Curve:
     change = {layer.name: layer.change for layer in plan.layers if layer.change is not None}
-    cost = {layer.name: layer.weights for layer in plan.layers}
+    cost = {layer.name: kept_bytes(layer.shape) - _code_bytes(plan, layer) for layer in plan.layers}
     never = sum(cost[layer.name] for layer in plan.layers if layer.change is None and layer.action != QUANTIZE)
 
     def point(kept: Collection[str]) -> tuple[int, float]:
@@ -190,20 +209,22 @@ def _curve_facts(plan: Plan, curve: Curve | None) -> list[str]:
 
 
 def _foreign(name: str, entries: Entries) -> FileReport:
-    prefix = model_prefix(key for key, info in entries.items() if info.dtype in FLOAT8_DTYPES)
+    prefix = model_prefix(key for key, info in entries.items() if holds_codes(info.dtype))
     names = {key: layer_of(key, prefix) for key, info in entries.items() if len(info.shape) in KINDS_BY_RANK}
     layers = {name: entries[key] for key, name in names.items() if name is not None}
     rows = tuple(
         Row(
             name,
             KINDS_BY_RANK[len(info.shape)],
-            QUANTIZE if info.dtype in FLOAT8_DTYPES else KEEP,
+            QUANTIZE if holds_codes(info.dtype) else KEEP,
             DTYPE_NAMES[info.dtype],
             info.nbytes,
         )
         for name, info in layers.items()
     )
-    nbytes, smallest = _sizes(entries, {weight_key(name, prefix) for name in layers})
+    nbytes, smallest = _sizes(
+        entries, {weight_key(name, prefix): math.prod(info.shape) for name, info in layers.items()}
+    )
     sizes = Counter[str]()
     for info in entries.values():
         sizes[DTYPE_NAMES[info.dtype]] += info.nbytes

@@ -1,4 +1,4 @@
-"""What a finished file holds: FP8 weights with their scales, restored, compared and checked."""
+"""What a finished file holds: quantized weights with their scales, restored, compared and checked."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from ..files.checkpoint import CHECKPOINT_PREFIX, FileSource
 from ..files.checks import shown
 from ..model.kinds import KINDS_BY_RANK
 from ..model.layer import WEIGHT
-from ..plan.formats import SCALE_SUFFIXES, usable
+from ..plan.formats import MARKER, SCALE_SUFFIXES, format_named, marker_record, usable
 from ..plan.plan import QUANTIZE
-from ..quant.grid import FLOAT8_E4M3FN, NAN_CODE, by_channel, largest_code
+from ..quant.grid import FLOAT8_E4M3FN
 from ..quant.metrics import sqnr_db
+from ..quant.schemes.scheme import CODES, SCALE, Scheme
+from ..quant.schemes.table import holds_codes, scheme_stored
 
 
 @dataclass(frozen=True)
@@ -52,25 +54,32 @@ class QuantizedFile:
         entries = self.source.entries
         return [key for key, info in entries.items() if key.endswith(WEIGHT) and len(info.shape) in KINDS_BY_RANK]
 
-    def float8(self) -> list[str]:
-        """Keys of the FP8 weights, of any rank."""
+    def quantized(self) -> list[str]:
+        """Keys of the quantized weights, of any rank."""
         entries = self.source.entries
-        return [k for k, info in entries.items() if k.endswith(WEIGHT) and info.dtype == FLOAT8_E4M3FN.dtype]
+        return [key for key, info in entries.items() if key.endswith(WEIGHT) and holds_codes(info.dtype)]
+
+    def scheme(self, key: str) -> Scheme | None:
+        """The scheme that a weight is stored by; None: it is not quantized, or in a way that is not known."""
+        scale_key, marker_key = self.scale_key(key), self._beside(key, MARKER)
+        scales = 0 if scale_key is None else math.prod(self.source.entries[scale_key].shape)
+        marked = None
+        if marker_key in self.source.entries:
+            marked = self._marked(marker_key)
+        return scheme_stored(self.source.entries[key].dtype, scales, marked)
 
     def scale_key(self, key: str) -> str | None:
         """Key of the scale of a weight, however it is spelled; None: it has none."""
-        layer = key.removesuffix(WEIGHT)
-        return next((k for s in SCALE_SUFFIXES if (k := f"{layer}.{s}") in self.source.entries), None)
+        found = (self._beside(key, suffix) for suffix in SCALE_SUFFIXES)
+        return next((scale_key for scale_key in found if scale_key in self.source.entries), None)
 
     def restored(self, key: str) -> torch.Tensor:
-        """A weight in float32, dequantized if it is FP8."""
-        tensor = self.source.read(key)
-        if tensor.dtype != FLOAT8_E4M3FN.dtype:
+        """A weight in float32, dequantized if it is quantized in a way that is known."""
+        tensor, scheme, scale_key = self.source.read(key), self.scheme(key), self.scale_key(key)
+        if scheme is None:
             return tensor.to(torch.float32)
-        scale_key = self.scale_key(key)
-        if scale_key is None:
-            return FLOAT8_E4M3FN.dequantize(tensor, None)
-        return FLOAT8_E4M3FN.dequantize(tensor, by_channel(self.scale(key, scale_key), tensor.dim()))
+        scale = {} if scale_key is None else {SCALE: self.scale(key, scale_key)}
+        return scheme.restored({CODES: tensor, **scale})
 
     def scale(self, key: str, scale_key: str) -> torch.Tensor:
         """The scale of a weight, float32. Raises FileError unless it is one number, or one an output channel."""
@@ -83,6 +92,21 @@ class QuantizedFile:
                 remedy="The file is damaged: convert or download it again.",
             )
         return self.source.read(scale_key).to(torch.float32)
+
+    def _marked(self, key: str) -> str:
+        try:
+            return str(marker_record(self.source.read(key))["format"])
+        except ValueError as error:
+            raise FileError(
+                f"File {self.path.name}, tensor {key}",
+                got=f"unreadable ({error})",
+                expected="JSON that names a format",
+                remedy="The file is damaged: convert or download it again.",
+            ) from error
+
+    @staticmethod
+    def _beside(key: str, suffix: str) -> str:
+        return f"{key.removesuffix(WEIGHT)}.{suffix}"
 
 
 def compare(first: QuantizedFile, second: QuantizedFile) -> Iterator[Difference]:
@@ -131,15 +155,16 @@ def findings(path: Path) -> Iterator[str]:
     except FileError as error:
         yield str(error)
         declared = None
-    layers = file.float8()
+    layers = file.quantized()
+    needs_scale = declared is not None and format_named(declared).all_scaled
     for key in layers:
-        yield from _weight_findings(file, key, needs_scale=declared == "v2")
+        yield from _weight_findings(file, key, needs_scale=needs_scale)
     yield from _count_findings(file, declared, len(layers))
 
 
 def _weight_findings(file: QuantizedFile, key: str, *, needs_scale: bool) -> Iterator[str]:
     codes = file.source.read(key)
-    if largest_code(codes) == NAN_CODE:
+    if codes.dtype == FLOAT8_E4M3FN.dtype and FLOAT8_E4M3FN.largest_code(codes) == FLOAT8_E4M3FN.nan_code:
         yield f"{key}: NaN codes"
     scale_key = file.scale_key(key)
     if scale_key is None:

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ...hswq_core.calibration.exclusive import PATIENCE, PATIENCE_WITHIN_A_RUN
 from ...hswq_core.calibration.observer import is_measured
 from ...hswq_core.calibration.states import AUTO, SCHEDULE, Sample, capture
 from ...hswq_core.errors import SessionError, SettingError
 from ...hswq_core.files.atomic import require_writable
 from ..model import inspect_model, layer_modules
-from ..sessions.store import PATIENCE, PATIENCE_WITHIN_A_RUN, add_states
+from ..sessions.store import add_states
 from .record import HookSet, Recorder
 
 _COMPILE_KEY = "torch.compile"

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from ...hswq_core.calibration.exclusive import PATIENCE
 from ...hswq_core.calibration.observer import LastInput, LayerObserver
 from ...hswq_core.errors import HSWQError
 from ...hswq_core.model.kinds import kind_of
 from ..model import ModelInfo
-from ..sessions.store import PATIENCE, add_to_session, new_session, open_session
+from ..sessions.store import add_to_session, new_session, open_session
 
 log = logging.getLogger(__name__)
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
 
 from ...hswq_core.calibration.session import load_session
-from ...hswq_core.convert.file import FileJob, file_method
+from ...hswq_core.convert.conversion import Conversion
+from ...hswq_core.convert.file import FileJob, FileRequest
 from ...hswq_core.convert.file_model import FileModel
-from ...hswq_core.convert.output import Conversion
 from ...hswq_core.errors import SettingError
 from ...hswq_core.files.checkpoint import CHECKPOINT_PREFIX
-from ...hswq_core.model.presets import preset_named
+from ...hswq_core.methods.hswq import DEFAULT_KEEP_RATIO
+from ...hswq_core.model.presets import AUTO
 from ...hswq_core.plan.formats import format_named
 from ...hswq_core.plan.plan import Plan
 from ...hswq_core.progress import Progress
@@ -70,41 +72,44 @@ def given_path(path: str) -> Path:
     return whole
 
 
-def convert_listed(
-    file: str,
-    file_format: str,
-    method: str,
-    preset: str,
-    session: str,
-    keep_ratio: float,
-    filename_prefix: str,
-    progress: Progress,
-) -> tuple[Conversion, str]:
-    """Convert one file and write it where ComfyUI's loaders look; returns it and a report.
+@dataclass(frozen=True)
+class ListedRequest:
+    """What the user asked for; see the File Converter node's inputs.
 
-    Args:
+    Attributes:
         file: as ``listed_files`` gives it.
-        session: name of a calibration session of this model, for method hswq; else "".
+        session: name of a calibration session of this model, for methods that need one; else "".
+    """
+
+    file: str
+    file_format: str
+    method: str
+    preset: str = AUTO
+    session: str = ""
+    keep_ratio: float = DEFAULT_KEEP_RATIO
+    filename_prefix: str = ""
+
+
+def convert_listed(asked: ListedRequest, progress: Progress) -> Conversion:
+    """Convert one file and write it where ComfyUI's loaders look.
 
     Raises:
         HSWQError: wrong setting, missing or foreign statistics, unwritable folder, a file that would not open.
     """
-    row = format_named(file_format)
-    statistics = load_session(path_of(session)) if session else None
-    device = search_device()
-    job = FileJob.open(
-        listed_path(file), file_method(method, statistics, keep_ratio), file_format, preset_named(preset), str(device)
-    )
+    row, device = format_named(asked.file_format), search_device()
+    statistics = load_session(path_of(asked.session)) if asked.session else None
+    named = {"session": statistics, "preset": asked.preset, "device": str(device)}
+    request = FileRequest.named(asked.method, row.name, asked, **named)
+    job = FileJob.open(listed_path(asked.file), request)
     make_room(job.model.layers, device)
-    target = job.target(_folder(job.model), filename_prefix)
 
     def check(temporary: Path, plan: Plan) -> None:
         if not job.model.family.text_encoder:
             verify_file(temporary, plan, row)
 
-    done, text = job.write(target, progress, check)
+    done = job.write(job.target(_folder(job.model), asked.filename_prefix), progress, check)
     log.info("HSWQ: %s: %s", done.path.name, done.plan.accounting())
-    return done, text
+    return done
 
 
 def _folder(model: FileModel) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from ...hswq_core.methods.decide import not_quantized
@@ -13,7 +13,7 @@ from ...hswq_core.methods.exclusions import NEVER_CALLED
 from ...hswq_core.methods.hswq import by_sensitivity
 from ...hswq_core.methods.solve import NEAREST, UNSOLVED, Solution
 from ...hswq_core.plan.budget import choose_kept, fitting
-from ...hswq_core.plan.plan import KEEP, QUANTIZE, SKIP, LayerPlan, Plan
+from ...hswq_core.plan.plan import DAMPING, DEAD, KEEP, QUANTIZE, SKIP, LayerPlan, Plan
 from ...hswq_core.progress import Progress, Step
 from ...hswq_core.quant.metrics import error_to_db
 from ..replay.replay import Replay
@@ -63,10 +63,11 @@ class Outcome:
             f"rounded: {', '.join(f'{n} {name}' for name, n in sorted(how.items()))}",
             f"model output on unseen calls: {found}",
         ]
-        damped = max(quantized, key=lambda layer: layer.damping, default=None)
-        if damped is not None and damped.damping > 0:
-            lines.append(f"largest damping: {damped.damping:.2g} ({damped.name})")
-        dead = [layer.dead for layer in quantized if layer.dead]
+        damping = {layer.name: layer.numbers[DAMPING] for layer in quantized if DAMPING in layer.numbers}
+        if damping:
+            most = max(damping, key=lambda name: damping[name])
+            lines.append(f"largest damping: {damping[most]:.2g} ({most})")
+        dead = [int(layer.numbers[DEAD]) for layer in quantized if DEAD in layer.numbers]
         if dead:
             lines.append(f"inputs that calibration never reached: {sum(dead)} in {len(dead)} layers")
         unsolved = [layer.name for layer in quantized if layer.reason == UNSOLVED]
@@ -85,13 +86,15 @@ def candidates(rounder: Rounder, change: Mapping[str, float], budget: int) -> li
 
     Args:
         change: {layer: change of the model's output with it alone rounded}.
-        budget: bytes for layers that stay in 16 bits; a weight there takes one more than in 8.
+        budget: bytes for layers that stay in 16 bits.
     """
-    cost = {name: rounder.job.by_name[name].weights for name in change}
+    cost = {name: rounder.cost(name) for name in change}
     sensitivity = {name: rounder.job.session.layers[name].sensitivity for name in change}
     ours = frozenset(choose_kept(change, cost, budget))
     theirs = frozenset(fitting(by_sensitivity(sensitivity), cost, budget))
-    cast = [Candidate("plain cast", CAST, frozenset(), "")] if rounder.encoding.file_format.scaled_kinds else []
+    scaled = rounder.encoding.file_format.scaled_kinds()
+    castable = any(rounder.encoding.usual(kind).plain_limit for kind in scaled)
+    cast = [Candidate("plain cast", CAST, frozenset(), "")] if castable else []
     return [
         Candidate(METHOD, SOLVED, ours, "large change of the output"),
         Candidate("hswq", NEAREST, theirs, "high sensitivity"),  # without its clip search, which is worth 0.1 dB
@@ -139,9 +142,7 @@ def plan_of(rounder: Rounder, chosen: Candidate, change: Mapping[str, float], bu
             return not_quantized(job.by_name[name], KEEP, chosen.reason)
         return rounder.row(name, chosen.how)
 
-    layers = tuple(replace(decide(name), change=change.get(name)) for name in job.by_name)
-    encoding = rounder.encoding
-    names = (encoding.file_format.name, METHOD, budget, job.info.family.name, encoding.grid.name)
-    plan = Plan(*names, layers, encoding.granularity)
+    layers = tuple(decide(name).measured(change=change.get(name)) for name in job.by_name)
+    plan = Plan(rounder.encoding.file_format.name, METHOD, budget, job.info.family.name, layers)
     plan.require_closed(len(job.layers))
     return plan

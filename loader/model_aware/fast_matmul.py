@@ -20,7 +20,7 @@ from ...hswq_core.progress import Progress, Step
 from ...hswq_core.quant.metrics import error_to_db
 from ..replay.replay import Output, Replay
 from .candidates import Outcome
-from .rounder import Rounder, cast_inputs
+from .rounder import SOLVED, Rounder
 
 # Inputs of other prompts are larger than any that calibration met; on a floating grid a factor of two costs nothing
 # but the smallest values.
@@ -91,7 +91,7 @@ def measured(rounder: Rounder, limits: Mapping[str, float], replay: Replay) -> d
     def see(name: str) -> Callable[[torch.Tensor], None]:
         def note(x: torch.Tensor) -> None:
             w = rounder.weight(name).to(x.device, x.dtype)
-            cast = cast_inputs(x, limits[name], rounder.encoding.grid)
+            cast = rounder.scheme(name, SOLVED).activations(x, limits[name])
             changed[name] += functional.linear(cast - x, w).square().sum(dtype=torch.float64).item()
             whole[name] += functional.linear(x, w).square().sum(dtype=torch.float64).item()
             products[name] += x.numel() * len(w)

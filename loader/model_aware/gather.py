@@ -7,18 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
 import torch
 
 from ...hswq_core.model.kinds import Window, kind_of
 from ...hswq_core.quant.moments import Gram, Held, Moments, Rows
+from ..devices import BYTES_PER_NUMBER, free_bytes, model_device, solver_device
 from ..replay.replay import Replay
 
 # Of the free memory that what is gathered of one group may take.
 MEMORY_SHARE = 0.4
-BYTES_PER_NUMBER = 4  # float32
-# Second moments, held inputs and factor of a layer, and what is smaller, in sizes of its second moments.
-SOLVER_COPIES = 3.5
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,7 @@ def in_groups(replay: Replay, rows: Mapping[str, int]) -> Iterator[list[str]]:
     Args:
         rows: {layer: input rows to decide by}; those to round by become moments.
     """
-    device = comfy.model_management.get_torch_device()
-    limit = MEMORY_SHARE * comfy.model_management.get_free_memory(device)
+    limit = MEMORY_SHARE * free_bytes(model_device())
     group: list[str] = []
     size = 0
     for name, held in rows.items():
@@ -96,20 +92,6 @@ def hold(replay: Replay, layers: Sequence[str], device: torch.device | None = No
     return {name: one.inputs() for name, one in held.items()}
 
 
-def solver_room(replay: Replay) -> float:
-    """Bytes that rounding the widest layer takes, of the device at most half."""
-    widest = max(map(columns, replay.modules.values()))
-    total = comfy.model_management.get_total_memory(comfy.model_management.get_torch_device())
-    return float(min(SOLVER_COPIES * BYTES_PER_NUMBER * widest**2, total / 2))
-
-
-def device_for(columns: int, wanted: torch.device) -> torch.device:
-    """Where a layer of so many columns is rounded: the CPU if ``wanted`` has no room for its moments and factor."""
-    needed = SOLVER_COPIES * BYTES_PER_NUMBER * columns**2
-    roomy = wanted.type == "cpu" or needed < comfy.model_management.get_free_memory(wanted)
-    return wanted if roomy else torch.device("cpu")
-
-
 def _feed(replay: Replay, into: Mapping[str, Gram | Held]) -> None:
     def see(name: str) -> Callable[[torch.Tensor], None]:
         module = replay.modules[name]
@@ -125,7 +107,7 @@ def _feed(replay: Replay, into: Mapping[str, Gram | Held]) -> None:
 
 
 def _room(replay: Replay, name: str) -> torch.device:
-    return device_for(columns(replay.modules[name]), comfy.model_management.get_torch_device())
+    return solver_device(columns(replay.modules[name]), model_device())
 
 
 def columns(module: Any) -> int:

@@ -12,23 +12,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 
 from ...hswq_core.calibration.split import Split, split_states
 from ...hswq_core.calibration.states import State
 from ...hswq_core.methods.decide import require_unquantized
-from ...hswq_core.methods.solutions import Workspace, key_of
-from ...hswq_core.model.fingerprint import sample_weights
+from ...hswq_core.methods.method import Task
 from ...hswq_core.plan.budget import Budget
-from ...hswq_core.plan.encoding import Encoding
 from ...hswq_core.progress import Progress
+from ..devices import solver_room
 from ..job import Job
 from ..replay.replay import Replay
 from ..replay.variety import varied
 from .candidates import Outcome, best_of, candidates
 from .fast_matmul import speeded
-from .gather import solver_room
+from .gather import columns
 from .probe import Probe
 from .rounder import Rounder
 from .solver import Solver
@@ -37,19 +36,23 @@ from .solver import Solver
 VARIED_FIT_SHARE = 0.75
 # To see what casting the inputs does.
 FAST_STATES = 8
-# Of the work kept on disk; another release's is of no use.
-WORK_VERSION = "4"
 
 
-def plan_model_aware(job: Job, states: list[State], encoding: Encoding, budget: Budget, progress: Progress) -> Outcome:
-    """Plan a conversion under a budget.
+@dataclass(frozen=True, kw_only=True)
+class ModelTask(Task):
+    """What methods plan with that may run the model.
 
-    Args:
+    Attributes:
         job: the opened MODEL.
-        states: of the session, in order of key.
-        encoding: how layers are written.
-        budget: how large the file may be.
-        progress: called as (step, done, total); may raise to cancel.
+        states: model calls of the session, in order of key; none for a method that needs none.
+    """
+
+    job: Job
+    states: list[State]
+
+
+def plan_model_aware(task: ModelTask, budget: Budget) -> Outcome:
+    """Plan a conversion under a budget.
 
     Raises:
         SessionError: too few states.
@@ -57,17 +60,17 @@ def plan_model_aware(job: Job, states: list[State], encoding: Encoding, budget: 
         LayerError: a layer with NaN, or already in FP8.
         FileError: the folder of the session cannot be written to.
     """
-    extra = budget.extra_bytes(job.smallest(encoding), len(job.layers))
-    for layer in job.layers:
+    job, encoding, done, progress = task.job, task.encoding, task.solutions, task.progress
+    extra = budget.extra_bytes(job.smallest(encoding), len(task.layers))
+    for layer in task.layers:
         require_unquantized(layer)
-    split = split_states(states)
-    done = Workspace(job.work_folder, work_key(job, states, encoding))
+    split = split_states(task.states)
     rounder = Rounder(job, encoding, done)
     verify = Replay(job.model, split.verify)
-    with verify.loaded(solver_room(verify)):
+    with verify.loaded(solver_room(map(columns, verify.modules.values()))):
         split = _with_variety(job, split, progress)
         Solver(rounder, done, Replay(job.model, split.fit), Replay(job.model, split.decide), progress).run()
-        cost = {name: job.by_name[name].weights for name in done}
+        cost = {name: rounder.cost(name) for name in done}
         error = {name: done.error(name) for name in cost}
         change = Probe(job.model, split.decide, rounder.delta, done, progress).changes(cost, error, extra)
         found = candidates(rounder, change, extra)
@@ -88,12 +91,3 @@ def _with_variety(job: Job, split: Split, progress: Progress) -> Split:
     # In turn: a large model is probed on the first few alone.
     mixed = [state for pair in zip_longest(split.decide, decide) for state in pair if state is not None]
     return replace(split, fit=split.fit + fit, decide=mixed)
-
-
-def work_key(job: Job, states: list[State], encoding: Encoding) -> str:
-    """Names everything the rounded layers and their probes depend on; the budget is not among it."""
-    weights = job.info.fingerprint.weights
-    if job.model.patches:  # the fingerprint is of the model without its LoRAs
-        weights = sample_weights(job.by_name, lambda name: job.read(job.by_name[name]))
-    marks = ",".join(state.mark for state in states)
-    return key_of(WORK_VERSION, job.info.fingerprint.layout, str(weights.tolist()), marks, encoding.text)

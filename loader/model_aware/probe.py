@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 from ...hswq_core.calibration.states import State
-from ...hswq_core.methods.solutions import Workspace
+from ...hswq_core.methods.solutions import Solutions
 from ...hswq_core.plan.budget import per_byte
 from ...hswq_core.progress import Progress, Step
 from ..replay.prefix import Prefix
@@ -53,7 +53,7 @@ class Probe:
     model: Any
     states: list[State]
     make: Make
-    done: Workspace
+    done: Solutions
     progress: Progress
 
     def changes(self, cost: Mapping[str, int], error: Mapping[str, float], budget: int) -> dict[str, float]:

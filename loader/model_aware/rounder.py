@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
+from ...hswq_core.methods.decide import quantized
 from ...hswq_core.methods.solve import Solution
+from ...hswq_core.plan.budget import kept_bytes
 from ...hswq_core.plan.encoding import Encoding
-from ...hswq_core.plan.plan import QUANTIZE, LayerPlan
-from ...hswq_core.quant.grid import Grid, largest
+from ...hswq_core.plan.plan import LayerPlan
+from ...hswq_core.quant.grid import largest
 from ...hswq_core.quant.metrics import sqnr_db
+from ...hswq_core.quant.schemes.scheme import Scheme
 from ..job import Job
 from ..replay.replay import Delta
 
@@ -35,6 +37,16 @@ class Rounder:
     encoding: Encoding
     solutions: Mapping[str, Solution]
 
+    def scheme(self, name: str, how: str) -> Scheme:
+        """What a layer is stored by."""
+        kind = self.job.by_name[name].kind
+        return self.encoding.scheme(kind) if how == SOLVED else self.encoding.usual(kind)
+
+    def cost(self, name: str) -> int:
+        """Bytes more that a layer takes in 16 bits."""
+        shape = self.job.by_name[name].shape
+        return kept_bytes(shape) - self.scheme(name, SOLVED).nbytes(shape)
+
     def weight(self, name: str) -> torch.Tensor:
         """float32, on the device that searches."""
         return self.job.read(self.job.by_name[name]).float()
@@ -45,33 +57,24 @@ class Rounder:
         rounded, bias = self._restored(name, w, how), self.solutions[name].bias if how == SOLVED else None
         if not input_amax:
             return Delta(rounded - w, bias)
-        return Delta(rounded - w, bias, rounded, partial(cast_inputs, amax=input_amax, grid=self.encoding.grid))
+        return Delta(rounded - w, bias, rounded, partial(self.scheme(name, how).activations, amax=input_amax))
 
     def row(self, name: str, how: str) -> LayerPlan:
         """The layer quantized."""
-        layer, w = self.job.by_name[name], self.weight(name)
-        scaled, amax = self._scaled(name), self._amax(name, w, how)
+        w = self.weight(name)
         sqnr = sqnr_db(w, self._restored(name, w, how))
-        known = None if math.isinf(sqnr) else sqnr
-        plan = LayerPlan(name, layer.kind, layer.shape, QUANTIZE, how, scaled, amax, sqnr_db=known)
+        plan = quantized(self.job.by_name[name], how, self.scheme(name, how), self._amax(name, w, how), sqnr)
         if how != SOLVED:
             return plan
         found = self.solutions[name]
-        return replace(plan, reason=found.how, damping=found.damping, dead=found.dead)
+        return replace(plan, reason=found.how).measured(damping=found.damping, dead=found.dead)
 
     def _restored(self, name: str, w: torch.Tensor, how: str) -> torch.Tensor:
-        grid = self.encoding.grid
         if how == SOLVED:
-            return self.solutions[name].restored(grid, w.device)
-        return grid.fake_quantize(w, self._amax(name, w, how), scaled=self._scaled(name))
-
-    def _scaled(self, name: str) -> bool:
-        return self.encoding.scaled(self.job.by_name[name].kind)
+            return self.solutions[name].restored(w.device)
+        return self.scheme(name, how).fake_quantize(w, self._amax(name, w, how))
 
     def _amax(self, name: str, w: torch.Tensor, how: str) -> float:
-        return largest(w) if how != CAST and self._scaled(name) else self.encoding.grid.max
-
-
-def cast_inputs(x: torch.Tensor, amax: float, grid: Grid) -> torch.Tensor:
-    """What a loader's 8-bit multiplication makes of inputs, in their dtype."""
-    return grid.fake_quantize(x, amax, scaled=True).to(x.dtype)
+        """Clip limit: none to speak of where there is no scale."""
+        scheme = self.scheme(name, how)
+        return largest(w) if how != CAST and scheme.scaled else scheme.plain_limit

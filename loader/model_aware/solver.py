@@ -10,20 +10,21 @@ from functools import partial
 import comfy.model_management
 import torch
 
-from ...hswq_core.methods.solutions import Workspace
+from ...hswq_core.devices import CPU
+from ...hswq_core.methods.solutions import Solutions
 from ...hswq_core.methods.solve import Solution, solve, unsolved
 from ...hswq_core.model.layer import Layer
 from ...hswq_core.progress import Progress, Step
 from ...hswq_core.quant.moments import Moments, Rows
+from ..devices import solver_device
 from ..replay.relay import Relay
 from ..replay.replay import Replay
-from .gather import device_for, gather, hold, in_groups, shared_inputs
-from .rounder import Rounder
+from .gather import gather, hold, in_groups, shared_inputs
+from .rounder import SOLVED, Rounder
 from .shortage import attempted
 
 log = logging.getLogger(__name__)
 
-CPU = torch.device("cpu")
 Group = dict[str, list[str]]
 Inputs = tuple[dict[str, Moments], dict[str, Moments | Rows]]
 
@@ -44,7 +45,7 @@ class Solver:
     """
 
     rounder: Rounder
-    done: Workspace
+    done: Solutions
     fit: Replay
     held: Replay
     progress: Progress
@@ -115,13 +116,13 @@ class Solver:
 
     def _solved(self, layer: Layer, fit: Moments, held: Moments | Rows, device: torch.device | None = None) -> Solution:
         w = self.rounder.job.read(layer)
-        device = device or device_for(len(fit.mean), w.device)
+        device = device or solver_device(len(fit.mean), w.device)
         found = solve(
             layer,
             w.to(device),
             fit.to(device),
             held.to(device),
-            encoding=self.rounder.encoding,
+            scheme=self.rounder.scheme(layer.name, SOLVED),
             has_bias=self.rounder.job.has_bias(layer.name),
             tick=comfy.model_management.throw_exception_if_processing_interrupted,
         )
@@ -129,4 +130,4 @@ class Solver:
 
     def _unsolved(self, layer: Layer) -> Solution:
         log.warning("HSWQ: no memory to round layer %s by its inputs; it is rounded to nearest.", layer.name)
-        return unsolved(layer, self.rounder.job.read(layer).to(CPU), self.rounder.encoding)
+        return unsolved(layer, self.rounder.job.read(layer).to(CPU), self.rounder.scheme(layer.name, SOLVED))

@@ -12,10 +12,10 @@ import torch
 from ...hswq_core.convert.header import declared_format
 from ...hswq_core.errors import FileError
 from ...hswq_core.files.checks import shown
-from ...hswq_core.plan.formats import SCALE_SUFFIXES, marker_record, usable
-from ...hswq_core.quant.grid import FLOAT8_E4M3FN, LARGEST_CODE, largest_code
+from ...hswq_core.plan.formats import INPUT_SCALE, MARKER, SCALE_SUFFIXES, format_named, marker_record, usable
+from ...hswq_core.quant.grid import FLOAT8_E4M3FN
+from ...hswq_core.quant.schemes.scheme import SCALE
 
-SCALE, INPUT_SCALE, MARKER = "weight_scale", "input_scale", "comfy_quant"
 INPUT_SCALE_SUFFIXES = (INPUT_SCALE, "scale_input")
 LEGACY_MARKER = "scaled_fp8"
 REMEDY = "The file is damaged or of another kind: convert or download it again, or try a stock loader."
@@ -99,9 +99,14 @@ class _File:
         largest were scaled, for no weight of a diffusion model is 448.
         """
         bare = [layer for layer in layers if f"{layer}{SCALE}" not in self.state]
-        lost = bare if self.declared == "v2" else []
+        all_scaled = self.declared is not None and format_named(self.declared).all_scaled
+        lost = bare if all_scaled else []
         if self.declared is None and len(bare) < len(layers):
-            lost = [layer for layer in bare if largest_code(self.state[f"{layer}weight"]) >= LARGEST_CODE]
+            lost = [
+                layer
+                for layer in bare
+                if FLOAT8_E4M3FN.largest_code(self.state[f"{layer}weight"]) >= FLOAT8_E4M3FN.max_code
+            ]
         if lost:
             raise self._bad(f"{lost[0]}{SCALE}", "no such key", "a scale, as other FP8 weights of the file have")
 

@@ -19,8 +19,9 @@ from ...hswq_core.files.checkpoint import readable
 from ...hswq_core.files.tensor_header import read_records
 from ...hswq_core.model.layer import weight_key
 from ...hswq_core.quant.grid import FLOAT8_E4M3FN
+from ...hswq_core.quant.schemes.scheme import SCALE
 from ..stamp import Stamp
-from .keys import SCALE, key_prefix, normalize_keys
+from .keys import key_prefix, normalize_keys
 from .lora import with_lora_mode
 from .ops import float8_operations
 from .options import AUTO, DTYPES, Opening

@@ -115,7 +115,8 @@ class Float8Weight:
         """ComfyUI's marker of a quantized layer; see ``weight_scale``."""
         if self.layout_type is None:
             raise AttributeError("comfy_quant")
-        return comfy_marker(FLOAT8_E4M3FN, full_precision=self._input_scale is None)
+        full = self._input_scale is None
+        return comfy_marker({"format": FLOAT8_E4M3FN.name, "full_precision_matrix_mult": full})
 
     def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Dequantize, add what LoRAs add at each call, then the layer's own operation."""

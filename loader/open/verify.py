@@ -31,11 +31,11 @@ def verify_file(path: Path, plan: Plan, file_format: FileFormat) -> None:
     file = FileSource(path)
     state, metadata = _skeleton(file), dict(file.metadata)
     prefix = key_prefix(state)
-    if file_format.name == "v2":
+    if file_format.own_loader:
         state = normalize_keys(state, prefix, path.name, metadata)
     else:
         state, metadata = comfy.utils.convert_old_quants(state, prefix, metadata=metadata)
-    model = _on_meta(path, state, prefix, metadata, own=file_format.name == "v2")
+    model = _on_meta(path, state, prefix, metadata, own=file_format.own_loader)
     modules = layer_modules(model.diffusion_model)
     for layer in plan.layers:
         if layer.action == QUANTIZE and layer.scaled:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from ...hswq_core.calibration.exclusive import alone
 from ...hswq_core.calibration.merge import Merged, equal, merge_files, save_merged, taken
 from ...hswq_core.calibration.session import load_session
 from ...hswq_core.errors import SettingError
-from .store import alone, path_of
+from .store import path_of
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def merge_named(sessions: str, name: str) -> str:
     target, paths = path_of(name), [path_of(part) for part in session_names(sessions)]
     if target in paths:
         raise taken(target)
-    merged = merge_files(paths, _hold)
+    merged = merge_files(paths)
     with alone(target):
         said = _same(target, merged) or _save(target, merged)
     report = f"{merged.report(name)}\n{said}"
@@ -63,11 +63,6 @@ def _is_session(line: str) -> bool:
         return path_of(line).is_file()
     except SettingError:
         return False
-
-
-def _hold(path: Path) -> AbstractContextManager[object]:
-    """The lock that calibration takes to write the session at ``path``; none is left where there is no session."""
-    return alone(path) if path.is_file() else nullcontext()
 
 
 def _same(target: Path, merged: Merged) -> str:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import folder_paths
-from filelock import FileLock, Timeout
 
+from ...hswq_core.calibration.exclusive import PATIENCE, alone
 from ...hswq_core.calibration.predecessor import import_predecessor, is_predecessor
 from ...hswq_core.calibration.session import Session, parse_session, read_pt, save_session
 from ...hswq_core.calibration.states import Sample
 from ...hswq_core.calibration.states_file import load_states, save_states, states_path
-from ...hswq_core.errors import SessionError
-from ...hswq_core.files.atomic import unwritable
 from ...hswq_core.files.names import session_path
 from ..model import ModelInfo
 
 FOLDER = "hswq_stats"
-# Seconds to wait for another process that saves the same session: 512 MB of states on a slow drive take about so
-# long. Guess. Within a run a hung process must not cost that at every save: the next one brings it along.
-PATIENCE, PATIENCE_WITHIN_A_RUN = 20.0, 5.0
 
 
 def sessions_folder() -> Path:
@@ -53,43 +46,6 @@ def new_session(info: ModelInfo) -> Session:
     """A session in which nothing was seen yet."""
     # The zeros are shared: merging replaces tensors and never changes them.
     return Session(info.family.name, info.fingerprint, {name: copy.copy(stats) for name, stats in info.empty.items()})
-
-
-def alone(session: Path, patience: float = PATIENCE) -> AbstractContextManager[None]:
-    """Load, merge and save as one step for all processes that write the same session."""
-    busy = SessionError(
-        f"Session {session.stem}",
-        got=f"another process that has been saving it for {patience:g} s",
-        expected="a second or two",
-        remedy="End the ComfyUI that hangs, or choose another session name.",
-    )
-    return locked(session, patience, busy)
-
-
-@contextmanager
-def locked(path: Path, patience: float, busy: SessionError) -> Iterator[None]:
-    """Hold the lock beside ``path``, which may be anything's name; raises ``busy`` if another has it for so long.
-
-    The system takes the lock away with the process that holds it, however that ends; the lock's file says nothing.
-
-    Args:
-        patience: seconds to wait.
-
-    Raises:
-        FileError: the lock's file cannot be made.
-    """
-    lock = FileLock(f"{path}.lock", timeout=patience)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise busy from error
-    except OSError as error:
-        raise unwritable(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def add_to_session(path: Path, part: Session, info: ModelInfo, patience: float = PATIENCE) -> Session:

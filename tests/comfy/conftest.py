@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from hswq.hswq_core.convert.conversion import Conversion
 from hswq.hswq_core.files.checkpoint import FileSource
+from hswq.hswq_core.progress import Progress, no_progress
 from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN, by_channel
 from rig import inprocess, tiny
 from safetensors.torch import save_file
@@ -112,7 +114,7 @@ def _convert(comfy: Any, folder: Path, kind: str, name: str, number: int, settin
         model, session = comfy.load_model(tiny.make(kind)), f"session-{number}"
         comfy.sample(calibrated(model, path_of(session), 50, lambda text: None))
         request = Request(session, name, **{"method": "hswq", "keep_ratio": 0.25, **settings})
-        finished, _ = convert_model(model, None, None, request, lambda *_: None)
+        finished = convert_model(model, None, None, request, lambda *_: None)
     finally:
         folder_paths.set_output_directory(before)
     return Converted(finished.path, finished.plan, comfy)
@@ -142,8 +144,8 @@ class Calibrated:
     session: str
     output: Path
 
-    def convert(self, progress: Callable[[str, int, int], None] = lambda *_: None, **settings: Any) -> tuple[Any, str]:
-        """Conversion and report; ``settings`` of the Request."""
+    def convert(self, progress: Progress = no_progress, **settings: Any) -> Conversion:
+        """``settings`` of the Request."""
         from hswq.loader.convert.model import Request, convert_model
 
         request = Request(self.session, **{"file_format": "v2", **settings})

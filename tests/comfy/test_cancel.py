@@ -67,12 +67,12 @@ def test_hswq(calibrated, stage):
 
 
 def test_a_conversion_after_a_cancelled_one_is_the_same(calibrated):
-    whole, _ = calibrated.convert()
+    whole = calibrated.convert()
     content = whole.path.read_bytes()
     whole.path.unlink()
     for stage in ("Rounding", "Probing", "Writing"):
         interrupted(lambda stage=stage: calibrated.convert(Button(stage, 5)))
-    again, _ = calibrated.convert()
+    again = calibrated.convert()
     assert again.path == whole.path
     assert again.path.read_bytes() == content
 
@@ -81,9 +81,9 @@ def test_a_conversion_after_a_cancelled_one_is_the_same(calibrated):
     ("method", "stage"), [("nearest", "Rounding"), ("learned", "Learning"), ("nearest", "Writing")]
 )
 def test_file_to_file(comfy, tmp_path, method, stage):
-    from hswq.hswq_core.convert.file import FileJob, file_method
+    from hswq.hswq_core.convert.file import FileJob, FileRequest
 
-    job = FileJob.open(tiny.make("flux-tiny"), file_method(method), "v2")
+    job = FileJob.open(tiny.make("flux-tiny"), FileRequest.named(method, "v2"))
     button = Button(stage, 2)
     interrupted(lambda: job.write(tmp_path / "x.safetensors", button))
     assert not button.stages

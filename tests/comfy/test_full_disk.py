@@ -180,15 +180,15 @@ def test_room_for_work_and_file_are_asked_for_together(calibrated, monkeypatch):
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _path: Usage(10**9, 10**9 - 6 * 10**6, 6 * 10**6))
     with pytest.raises(FileError, match=r"6 MB free, expected .* MB for .*\.safetensors and small\.work"):
         calibrated.convert()
-    done, _ = calibrated.convert(method="hswq", keep_ratio=0.0)
+    done = calibrated.convert(method="hswq", keep_ratio=0.0)
     assert done.size < 6 * 10**6
 
 
 def test_a_file_conversion_asks_for_room_too(tmp_path, monkeypatch):
-    from hswq.hswq_core.convert.file import FileJob, file_method
+    from hswq.hswq_core.convert.file import FileJob, FileRequest
 
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _path: Usage(10**9, 10**9 - 10**6, 10**6))
-    job = FileJob.open(tiny.make("flux-tiny"), file_method("learned"), "v2")
+    job = FileJob.open(tiny.make("flux-tiny"), FileRequest.named("learned", "v2"))
     seen = []
     with pytest.raises(FileError, match="MB free, expected"):
         job.write(tmp_path / "x.safetensors", lambda step, *_: seen.append(step))
@@ -199,7 +199,7 @@ def test_a_file_conversion_asks_for_room_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize("stage", ["Rounding", "Probing", "Writing"])
 def test_a_disk_that_fails_in_the_middle_costs_no_work(calibrated, stage):
     """What was done stays for the next try; a finished file of before stays as it is."""
-    first, _ = calibrated.convert(method="hswq")
+    first = calibrated.convert(method="hswq")
     content, before = first.path.read_bytes(), calibrated.files
     with ExitStack() as stack:
 
@@ -238,5 +238,5 @@ def test_a_full_disk_at_the_end_of_a_conversion(calibrated, disk, monkeypatch):
         calibrated.convert(fail)
     assert not list((folder / "diffusion_models").iterdir())
     fillers[0].unlink()
-    done, _ = calibrated.convert()
+    done = calibrated.convert()
     assert done.path.parent == folder / "diffusion_models"

@@ -115,7 +115,7 @@ def test_a_lora_is_merged_into_the_file_and_the_model_left_alone(comfy, tmp_path
     parameter = "diffusion_model.double_blocks.0.img_attn.qkv.weight"
     before = original(model.get_key_patches(parameter)[parameter]).clone()
     comfy.sample(calibrated(patched, path_of("lora"), 50, lambda text: None))
-    done, _ = convert_model(patched, None, None, Request("lora", "v2", "hswq", keep_ratio=1.0), lambda *_: None)
+    done = convert_model(patched, None, None, Request("lora", "v2", "hswq", keep_ratio=1.0), lambda *_: None)
     assert done.plan.counts()["quantize"] == 0
     stem = "diffusion_model.double_blocks.0.img_attn.qkv.lora_"
     delta = state[f"{stem}up.weight"].float() @ state[f"{stem}down.weight"].float()
@@ -139,7 +139,7 @@ def test_a_model_without_a_usable_file_is_written_as_comfyui_names_it(comfy, tmp
     model = comfy.load_model(tiny.make("flux-tiny"))
     model.cached_patcher_init = None
     comfy.sample(calibrated(model, path_of("memory"), 50, lambda text: None))
-    done, _ = convert_model(model, None, None, Request("memory", "comfy", "hswq"), lambda *_: None)
+    done = convert_model(model, None, None, Request("memory", "comfy", "hswq"), lambda *_: None)
     assert all(key.startswith(PREFIX) for key in FileSource(done.path).entries)
     assert comfy.sample(comfy.load_model(done.path)).isfinite().all()
 
@@ -324,7 +324,7 @@ def test_statistics_of_the_predecessor_convert_and_go_on_growing(comfy, tools, t
         layers[name] = {**record, "input_imp_sum": torch.ones(module.in_features, dtype=torch.float64)}
     path_of("theirs").parent.mkdir()
     torch.save({"meta": {"type": "hswq_dual_monitor_v2"}, "layers": layers}, path_of("theirs"))
-    done, _ = convert_model(model, None, None, Request("theirs", "v2", "hswq"), lambda *_: None)
+    done = convert_model(model, None, None, Request("theirs", "v2", "hswq"), lambda *_: None)
     assert "_r4_" in done.path.name
     comfy.sample(calibrated(model, path_of("theirs"), 50, lambda text: None), steps=2, cfg=1.0)
     assert load_session(path_of("theirs")).calls == 6

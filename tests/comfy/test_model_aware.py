@@ -62,7 +62,7 @@ def job(calibrated_model):
 
     with torch.inference_mode():
         model, session, _ = calibrated_model
-        yield Job(model, None, None, session)
+        yield Job.open(model, None, None, session)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def outcomes(calibrated_model):
 
     def get(file_format: str, extra: float):
         if (file_format, extra) not in known:
-            job = Job(model, None, None, session)
+            job = Job.open(model, None, None, session)
             outcome = planned(job, job.states(), file_format, extra)
             known[file_format, extra] = replace(outcome, solutions=dict(outcome.solutions))  # the folder is shared
         return known[file_format, extra]
@@ -89,9 +89,12 @@ def outcomes(calibrated_model):
 
 
 def planned(job, states, file_format: str = "v2", extra: float = 3.0, progress=no_progress, **options):
+    from hswq.loader.convert.methods import MODEL_AWARE
+    from hswq.loader.convert.model import task_for
     from hswq.loader.model_aware.plan import plan_model_aware
 
-    return plan_model_aware(job, states, Encoding(format_named(file_format), **options), Budget(extra), progress)
+    task = task_for(job, MODEL_AWARE, Encoding(format_named(file_format), **options), progress)
+    return plan_model_aware(replace(task, states=states), Budget(extra))
 
 
 def test_calibration_keeps_a_sample_of_single_pictures_calls(calibrated_model, states):
@@ -167,10 +170,10 @@ def test_a_file_of_the_size_asked_for(calibrated_model):
     model, session, _ = calibrated_model
     with torch.inference_mode():
         request = Request(session, "v2", "model_aware", target_mb=11)
-        done, text = convert_model(model, None, None, request, no_progress)
+        done = convert_model(model, None, None, request, no_progress)
         assert 10.5 * 2**20 < done.path.stat().st_size <= 11 * 2**20
         assert done.path.name.endswith("_11mb_v2.safetensors")
-        assert "method model_aware 11mb" in text
+        assert "method model_aware 11mb" in done.report
         assert not list(done.path.parent.parent.glob("hswq_stats/*.work"))
         with pytest.raises(SettingError, match="target_mb: got 5, expected at least 9"):
             convert_model(model, None, None, Request(session, "v2", "model_aware", target_mb=5), no_progress)
@@ -183,9 +186,9 @@ def test_convolutions_are_rounded_and_chosen_too(tmp_path):
 
     subject = Subject(REFERENCES["sdxl"], 3, states=16)
     with torch.inference_mode():
-        job = Job(subject.model, None, None, subject.session)
+        job = Job.open(subject.model, None, None, subject.session)
         outcome = planned(job, job.states(), "comfy")
-        done, _ = job.write(job.target("conv", "comfy", ""), outcome.plan, no_progress, outcome.solutions)
+        done = job.write(job.target("conv", "comfy", ""), outcome.plan, no_progress, outcome.solutions)
     convs = [p for p in outcome.plan.layers if p.kind == "Conv2d" and p.action == QUANTIZE]
     assert len(convs) > 20
     assert not any(p.scaled for p in convs)
@@ -213,7 +216,7 @@ def test_unseen_calls_are_served_better_than_by_any_other_use_of_the_bytes(outco
 def test_the_plan_tells_what_each_layer_was_worth(outcomes):
     plan = outcomes("v2", 3.0).plan
     assert all(layer.change >= 0 for layer in plan.layers)
-    assert all(layer.damping >= 0.01 for layer in plan.layers if layer.reason == "compensated")
+    assert all(layer.numbers["damping"] >= 0.01 for layer in plan.layers if layer.reason == "compensated")
     kept = [layer.change / layer.weights for layer in plan.layers if layer.action == KEEP]
     assert max(kept) > 100 * min(layer.change / layer.weights for layer in plan.layers)
     assert any("largest damping" in line for line in outcomes("v2", 3.0).notes())
@@ -222,9 +225,9 @@ def test_the_plan_tells_what_each_layer_was_worth(outcomes):
 def test_the_file_holds_the_codes_and_corrected_biases(outcomes, job):
     outcome = outcomes("v2", 3.0)
     target = job.target("3pct", "v2", "")
-    done, text = job.write(target, outcome.plan, no_progress, outcome.solutions)
+    done = job.write(target, outcome.plan, no_progress, outcome.solutions)
     file, source = FileSource(done.path), FileSource(REFERENCE.file)
-    assert "model_aware" in text
+    assert "model_aware" in done.report
     corrected = 0
     quantized = [layer.name for layer in outcome.plan.layers if layer.action == QUANTIZE]
     for name in quantized:
@@ -250,7 +253,7 @@ def test_what_does_better_is_written_and_told(job, states, monkeypatch, caplog, 
 
     def spoiled(*args, **kwargs):
         found = real(*args, **kwargs)
-        return replace(found, codes=torch.zeros_like(found.codes), bias=None)
+        return replace(found, tensors=found.tensors | {"weight": torch.zeros_like(found.codes)}, bias=None)
 
     monkeypatch.setattr(solver, "solve", spoiled)
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "spoiled.work")
@@ -261,13 +264,13 @@ def test_what_does_better_is_written_and_told(job, states, monkeypatch, caplog, 
     assert f"{best} did better than model_aware" in caplog.text
     assert any(f"{best} did better" in line for line in outcome.notes())
     assert not outcome.solutions
-    done, _ = job.write(job.target("spoiled", "v2", ""), outcome.plan, no_progress, outcome.solutions)
+    done = job.write(job.target("spoiled", "v2", ""), outcome.plan, no_progress, outcome.solutions)
     file = FileSource(done.path)
     quantized = [layer for layer in outcome.plan.layers if layer.action == QUANTIZE]
     assert {layer.reason for layer in quantized} <= {"nearest", "cast"}
     for layer in quantized[:5]:
         w = job.read(job.by_name[layer.name])
-        nearest, _ = FLOAT8_E4M3FN.quantize(w, layer.amax, scaled=True)
+        nearest = layer.stored.nearest_tensors(w, layer.amax)["weight"]
         assert torch.equal(file.read(f"{layer.name}.weight").float(), nearest.float())
 
 
@@ -380,7 +383,7 @@ def test_an_error_keeps_the_work_cancel_and_success_do_not(calibrated_model, mon
         convert_model(model, None, None, request, no_progress)
     monkeypatch.setattr(solver, "solve", real)
     with torch.inference_mode():
-        done, _ = convert_model(model, None, None, request, no_progress)
+        done = convert_model(model, None, None, request, no_progress)
     assert done.path.exists()
     assert not folder.exists()
 
@@ -489,7 +492,7 @@ def test_one_picture_calibrates_for_other_prompts_through_variety(
     monkeypatch.setattr(split, "ENOUGH_PROMPTS", prompts_enough)
     model, _, _ = calibrated_model
     draw(calibrated(model, path_of("one"), 1000, lambda _line: None), REFERENCE, calibration_prompts(1))
-    job, errors = Job(model, None, None, "one"), []
+    job, errors = Job.open(model, None, None, "one"), []
     own = {state.prompt for state in job.states()}
     others = Replay(model, [state for state in states if state.prompt not in own])
     for drawn in (model_aware.varied, lambda *_: []):
@@ -523,7 +526,7 @@ def test_a_scale_a_channel_opens_in_hswq_loader(job, states, outcomes, monkeypat
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "channel.work")
     outcome = planned(job, states, granularity="channel")
     assert outcome.errors["model_aware"] < 1.2 * whole.errors["model_aware"]
-    done, _ = job.write(job.target("channel", "v2", ""), outcome.plan, no_progress, outcome.solutions)
+    done = job.write(job.target("channel", "v2", ""), outcome.plan, no_progress, outcome.solutions)
     file, opened = FileSource(done.path), open_fp8(done.path)
     modules = dict(opened.model.diffusion_model.named_modules())
     quantized = [layer for layer in outcome.plan.layers if layer.action == QUANTIZE]
@@ -553,7 +556,7 @@ def test_fast_matmul_where_it_costs_little(job, states, outcomes, monkeypatch, t
         assert layer.input_amax == fast.INPUT_MARGIN * job.session.layers[layer.name].input_amax
     assert f"fast matmul: {len(chosen)} of " in outcome.notes()[-1]
 
-    done, _ = job.write(job.target("fast", "comfy", ""), outcome.plan, no_progress, outcome.solutions)
+    done = job.write(job.target("fast", "comfy", ""), outcome.plan, no_progress, outcome.solutions)
     monkeypatch.setattr(comfy.model_management, "SUPPORT_FP8_OPS", True)
     opened = load_model(done.path)
     modules = dict(opened.model.diffusion_model.named_modules())
@@ -570,7 +573,7 @@ def test_fast_matmul_where_it_costs_little(job, states, outcomes, monkeypatch, t
 
 
 def _written(job, outcome):
-    return job.write(job.target("slow", "comfy", ""), outcome.plan, no_progress, outcome.solutions)[0].path
+    return job.write(job.target("slow", "comfy", ""), outcome.plan, no_progress, outcome.solutions).path
 
 
 def _denoised(model, states):

@@ -87,10 +87,11 @@ def test_a_scale_in_the_wrong_direction_is_caught(bench, monkeypatch):
 
     row = formats.FORMATS["v2"]
 
-    def inverse(grid, scale, input_scale):
-        return {name: 1 / tensor for name, tensor in row.extra_tensors(grid, scale, input_scale).items()}
+    def inverse(scheme, tensors, input_scale):
+        spelled = row.spelled(scheme, tensors, input_scale)
+        return spelled | {"scale": 1 / spelled["scale"]}
 
-    monkeypatch.setitem(formats.FORMATS, "v2", replace(row, extra_tensors=inverse))
+    monkeypatch.setitem(formats.FORMATS, "v2", replace(row, spelled=inverse))
     score, _ = judge(BY_NAME["nearest v2"], *bench)
     with pytest.raises(AssertionError, match="pinned"):
         require_pinned(score)

@@ -21,7 +21,7 @@ def recorded(request):
     from hswq.loader.job import Job
 
     with torch.inference_mode():
-        yield subject.model, Job(subject.model, None, None, subject.session).states()
+        yield subject.model, Job.open(subject.model, None, None, subject.session).states()
 
 
 @pytest.fixture

@@ -63,8 +63,8 @@ def roomy(calibrated, monkeypatch) -> tuple[Device, dict[str, bytes]]:
     """A conversion that has all the memory it wants: what it held at most, and the file's tensors."""
     with monkeypatch.context() as patched:
         device = Device(float("inf")).patch(patched)
-        done, report = calibrated.convert()
-    assert "memory ran out" not in report
+        done = calibrated.convert()
+    assert "memory ran out" not in done.report
     tensors = codes(done.path)
     done.path.unlink()
     return device, tensors
@@ -75,10 +75,10 @@ def test_with_fewer_layers_at_a_time_the_file_is_the_same(calibrated, monkeypatc
     widest = 4 * 1280**2  # linear2 of a single block: 256 + 4 x 256 columns
     device = Device(1.5 * widest).patch(monkeypatch)
     assert device.limit < whole.most
-    done, report = calibrated.convert()
+    done = calibrated.convert()
     assert device.refused
     assert "memory ran out; going on with" in caplog.text
-    assert "memory ran out" not in report
+    assert "memory ran out" not in done.report
     assert codes(done.path) == tensors
     assert not calibrated.hooks
 
@@ -86,12 +86,12 @@ def test_with_fewer_layers_at_a_time_the_file_is_the_same(calibrated, monkeypatc
 def test_a_layer_for_whose_inputs_there_is_no_memory_is_rounded_to_nearest(calibrated, monkeypatch, caplog):
     _, tensors = roomy(calibrated, monkeypatch)
     Device(3.9 * 1280**2).patch(monkeypatch)
-    done, report = calibrated.convert(extra_percent=0.0)
+    done = calibrated.convert(extra_percent=0.0)
     unsolved = [layer.name for layer in done.plan.layers if layer.reason == UNSOLVED]
     assert unsolved == ["single_blocks.0.linear2", "single_blocks.1.linear2"]
-    assert "memory ran out for 2 layers" in report
-    assert all(name in report for name in unsolved)
-    assert f"2 {UNSOLVED}" in report
+    assert "memory ran out for 2 layers" in done.report
+    assert all(name in done.report for name in unsolved)
+    assert f"2 {UNSOLVED}" in done.report
     assert caplog.text.count("it is rounded to nearest") == 2
     found = codes(done.path)
     others = {layer.name for layer in done.plan.layers if layer.reason in ("compensated", "nearest")}
@@ -118,7 +118,7 @@ def test_no_memory_to_solve_one_layer(calibrated, monkeypatch, caplog, times):
         return real(layer, *args, **kwargs)
 
     monkeypatch.setattr(solver, "solve", solve)
-    done, report = calibrated.convert()
+    done = calibrated.convert()
     assert "memory ran out; going on with" in caplog.text
     reasons = {layer.name: layer.reason for layer in done.plan.layers}
     if times == 1:
@@ -126,7 +126,7 @@ def test_no_memory_to_solve_one_layer(calibrated, monkeypatch, caplog, times):
         return
     assert len(failed) > 2
     assert reasons[name] == UNSOLVED
-    assert f"{name}. Close other programs" in report
+    assert f"{name}. Close other programs" in done.report
 
 
 def test_other_errors_are_no_shortage():

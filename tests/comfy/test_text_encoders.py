@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from hswq.hswq_core.convert.file import FileJob, nearest
+from hswq.hswq_core.convert.file import FileJob, FileRequest
 from hswq.hswq_core.files.checkpoint import FileSource
-from hswq.hswq_core.model.presets import preset_named
 from hswq.hswq_core.plan.plan import QUANTIZE
 from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
 from safetensors.torch import save_file
@@ -125,8 +124,8 @@ def tool(comfy, folder) -> Tool:
 
 
 def converted(path: Path, file_format: str = "comfy", preset: str = "auto") -> tuple[Path, Any]:
-    job = FileJob.open(path, nearest(), file_format, preset_named(preset))
-    done, _ = job.write(job.target(path.parent))
+    job = FileJob.open(path, FileRequest.named("nearest", file_format, preset=preset))
+    done = job.write(job.target(path.parent))
     return done.path, done.plan
 
 

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hswq.hswq_core.convert.file import FileJob, file_method, nearest
-from hswq.hswq_core.errors import SettingError
+from hswq.hswq_core.convert.file import FileJob, FileRequest
+from hswq.hswq_core.errors import LayerError, SettingError
 from hswq.hswq_core.files.checkpoint import FileSource
+from hswq.hswq_core.methods.hswq import HSWQSettings
+from hswq.hswq_core.methods.method import method_named
+from hswq.hswq_core.methods.table import METHODS
 from hswq.hswq_core.model.presets import PRESETS, preset_named
+from hswq.hswq_core.plan.plan import Plan
 from hswq.hswq_core.progress import no_progress
 from safetensors.torch import save_file
 
@@ -58,10 +62,15 @@ def made(folder: Path, shapes: dict[str, tuple[int, ...]], spread: float = 0.02)
     return folder / "model.safetensors"
 
 
+def request(file_format: str, preset: str = "auto", device: str = "cpu", method: str = "nearest") -> FileRequest:
+    row = METHODS[method]
+    return FileRequest(row, row.chosen(object()), file_format, preset=preset_named(preset), device=device)
+
+
 def converted(path: Path, file_format: str = "comfy", preset: str = "auto") -> tuple[FileSource, str]:
-    job = FileJob.open(path, nearest(), file_format, preset_named(preset))
-    done, text = job.write(job.target(path.parent / "out"), no_progress)
-    return FileSource(done.path), text
+    job = FileJob.open(path, request(file_format, preset))
+    done = job.write(job.target(path.parent / "out"), no_progress)
+    return FileSource(done.path), done.report
 
 
 def dtypes(source: FileSource) -> dict[str, torch.dtype]:
@@ -149,16 +158,43 @@ def test_guidance_is_kept_on_request_and_has_no_scale_that_would_make_a_loader_c
 
 def test_the_same_file_whatever_the_device_is_called(tmp_path):
     path = made(tmp_path, XXL)
-    job = FileJob.open(path, nearest(), "comfy", device="cpu")
+    job = FileJob.open(path, request("comfy", device="cpu"))
     assert job.model.read(job.model.layers[0]).device.type == "cpu"
-    assert FileJob.open(path, nearest(), "comfy", device="meta").model.read(job.model.layers[0]).device.type == "meta"
+    assert FileJob.open(path, request("comfy", device="meta")).model.read(job.model.layers[0]).device.type == "meta"
 
 
 def test_unknown_words_are_refused():
     with pytest.raises(SettingError, match=r"preset.*'none'.*auto or encoder_only"):
         preset_named("none")
     with pytest.raises(SettingError, match=r"method.*'best'.*hswq or learned or nearest"):
-        file_method("best")
+        method_named("best", METHODS)
+
+
+def test_a_method_that_needs_a_session_is_refused_without_one():
+    with pytest.raises(SettingError, match=r"session: got none.*method hswq"):
+        FileRequest(METHODS["hswq"], HSWQSettings(), "v2")
+
+
+def test_a_file_is_named_after_its_method_and_format(tmp_path):
+    path = made(tmp_path, CHROMA)
+    for method in ("nearest", "learned"):
+        job = FileJob.open(path, request("v1", method=method))
+        assert job.target(tmp_path).name == f"model_{method}_v1.safetensors"
+
+
+def test_a_check_gets_the_plan_and_may_refuse_the_file(tmp_path):
+    path, seen = made(tmp_path, CHROMA), []
+    before = set(tmp_path.iterdir())
+    job = FileJob.open(path, request("v2"))
+
+    def refuse(temporary: Path, plan: Plan) -> None:
+        seen.append((temporary.exists(), plan.counts()["quantize"]))
+        raise LayerError("Layer x", got="noise", expected="the weight", remedy="Report this.")
+
+    with pytest.raises(LayerError):
+        job.write(job.target(tmp_path), no_progress, refuse)
+    assert seen == [(True, 3)]  # not the two ends
+    assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda row: row.name)

@@ -1,23 +1,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hswq.hswq_core.convert.header import header_metadata
-from hswq.hswq_core.convert.output import Conversion, output_tensors, report, source_layers, write_plan
+from hswq.hswq_core.convert.output import Conversion, Output, source_layers
 from hswq.hswq_core.errors import LayerError
 from hswq.hswq_core.files.checkpoint import FileSource, TensorSource, source_hash
 from hswq.hswq_core.methods.exclusions import Exclusions
-from hswq.hswq_core.methods.hswq import plan_hswq
+from hswq.hswq_core.methods.hswq import HSWQSettings, plan_hswq
+from hswq.hswq_core.methods.method import Task
+from hswq.hswq_core.methods.solutions import Solutions
 from hswq.hswq_core.methods.solve import Solution
 from hswq.hswq_core.model.families import GENERIC
 from hswq.hswq_core.model.layer import Layer
+from hswq.hswq_core.plan.encoding import Encoding
 from hswq.hswq_core.plan.formats import format_named
 from hswq.hswq_core.plan.plan import KEEP, QUANTIZE, SKIP, LayerPlan, Plan
 from hswq.hswq_core.progress import Step
-from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
+from hswq.hswq_core.quant.schemes.table import SCHEMES
 
 PREFIX = "model.diffusion_model."
 KINDS = {"fc": "Linear", "conv": "Conv2d", "conv_kept": "Conv2d", "kept": "Linear", "tiny": "Linear"}
@@ -55,8 +59,8 @@ def plan(file_format: str) -> Plan:
 
     def layer(name: str, shape: tuple[int, ...], action: str, amax: float = 0.0) -> LayerPlan:
         kind = KINDS[name]
-        scaled = action == QUANTIZE and row.scaled(kind)
-        return LayerPlan(name, kind, shape, action, f"why {action}", scaled, amax)
+        scheme = row.usual(kind).name if action == QUANTIZE else ""
+        return LayerPlan(name, kind, shape, action, f"why {action}", scheme, amax)
 
     layers = (
         layer("fc", (16, 12), QUANTIZE, 0.09375),
@@ -65,7 +69,7 @@ def plan(file_format: str) -> Plan:
         layer("kept", (6, 4), KEEP),
         layer("tiny", (2, 4), SKIP),
     )
-    return Plan(file_format, "hswq", "0.25", "SDXL", FLOAT8_E4M3FN.name, layers)
+    return Plan(file_format, "hswq", "0.25", "SDXL", layers)
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ def session(session_of, stats_of):
 
 
 def convert(source: TensorSource, session, file_format: str, path: Path) -> tuple[Conversion, FileSource]:
-    done = write_plan(path, source, PREFIX, plan(file_format), session)
+    done = Output(source, PREFIX, plan(file_format), session).write(path)
     return done, FileSource(path)
 
 
@@ -120,13 +124,13 @@ def test_a_layer_of_another_rank_is_an_error_that_names_it(source):
 
 @pytest.mark.parametrize("file_format", ["v1", "v2", "comfy"])
 def test_a_solutions_codes_are_written_and_its_correction_added_to_the_bias(source, session, tmp_path, file_format):
-    scaled = format_named(file_format).scaled("Linear")
+    scheme = format_named(file_format).usual("Linear")
     weight = tensors()[f"{PREFIX}fc.weight"]
     codes = torch.full_like(weight, 3.5).to(torch.float8_e4m3fn)
     correction = torch.linspace(-1, 1, 16)
-    scale = torch.tensor(0.09375) / 448 if scaled else None
-    own = Solution(codes, scale, "compensated", correction, 0.0, 0.0)
-    write_plan(tmp_path / "f", source, PREFIX, plan(file_format), session, solutions={"fc": own})
+    scale = {"weight_scale": torch.tensor(0.09375) / 448} if scheme.scaled else {}
+    own = Solution(scheme.name, {"weight": codes, **scale}, "compensated", correction, 0.0, 0.0)
+    Output(source, PREFIX, plan(file_format), session, {"fc": own}).write(tmp_path / "f")
     plain = convert(source, session, file_format, tmp_path / "plain")[1]
     file = FileSource(tmp_path / "f")
     assert list(file.entries) == list(plain.entries)
@@ -139,10 +143,54 @@ def test_a_solutions_codes_are_written_and_its_correction_added_to_the_bias(sour
 
 def test_a_solution_of_a_layer_that_is_kept_changes_nothing(source, session, tmp_path):
     codes = torch.zeros(6, 4).to(torch.float8_e4m3fn)
-    own = Solution(codes, torch.ones(()), "compensated", torch.ones(6), 0.0, 0.0)
-    write_plan(tmp_path / "f", source, PREFIX, plan("v2"), session, solutions={"kept": own})
+    made = {"weight": codes, "weight_scale": torch.ones(())}
+    own = Solution("fp8", made, "compensated", torch.ones(6), 0.0, 0.0)
+    Output(source, PREFIX, plan("v2"), session, {"kept": own}).write(tmp_path / "f")
     convert(source, session, "v2", tmp_path / "plain")
     assert (tmp_path / "f").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
+@pytest.mark.parametrize("file_format", ["v1", "v2", "comfy"])
+def test_solutions_are_left_alone_and_give_the_same_file_again(source, session, tmp_path, file_format):
+    row, solutions = format_named(file_format), {}
+    for name in ("fc", "conv"):
+        scheme = row.usual(KINDS[name])
+        made = scheme.nearest_tensors(tensors()[f"{PREFIX}{name}.weight"], 0.05)
+        solutions[name] = Solution(scheme.name, made, "compensated", None, 0.0, 0.0)
+    before = {name: {key: raw(tensor) for key, tensor in own.tensors.items()} for name, own in solutions.items()}
+    for name in ("one", "two"):
+        Output(source, PREFIX, plan(file_format), session, solutions).write(tmp_path / name)
+        after = {name: {key: raw(tensor) for key, tensor in own.tensors.items()} for name, own in solutions.items()}
+        assert after == before
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_scales_of_channels_are_written_with_their_codes(source, session, tmp_path):
+    """Of a solution, and of a layer rounded when it is written."""
+    channel = SCHEMES["fp8_channel"]
+    layers = [replace(layer, scheme=channel.name) if layer.scaled else layer for layer in plan("v2").layers]
+    weights = {name: tensors()[f"{PREFIX}{name}.weight"] for name in ("fc", "conv")}
+    own = Solution(channel.name, channel.nearest_tensors(weights["fc"]), "compensated", None, 0.0, 0.0)
+    Output(source, PREFIX, replace(plan("v2"), layers=tuple(layers)), session, {"fc": own}).write(tmp_path / "f")
+    file = FileSource(tmp_path / "f")
+    for name, limit in (("fc", None), ("conv", 0.1)):
+        expected = channel.nearest_tensors(weights[name], limit)
+        scale = file.read(f"{PREFIX}{name}.scale")
+        assert (scale.dtype, tuple(scale.shape)) == (torch.float32, (len(weights[name]),))
+        assert raw(scale) == raw(expected["weight_scale"])
+        assert raw(file.read(f"{PREFIX}{name}.weight")) == raw(expected["weight"])
+    assert json.loads(file.metadata["hswq_plan"])["granularity"] == "channel"
+
+
+def test_a_comfy_layer_that_multiplies_in_8_bits_has_the_scale_of_its_inputs(source, session, tmp_path):
+    layers = [replace(layer, input_amax=3.5) if layer.name == "fc" else layer for layer in plan("comfy").layers]
+    Output(source, PREFIX, replace(plan("comfy"), layers=tuple(layers)), session).write(tmp_path / "f")
+    file = FileSource(tmp_path / "f")
+    scale = file.read(f"{PREFIX}fc.input_scale")
+    assert (scale.dtype, tuple(scale.shape)) == (torch.float32, ())
+    assert scale.item() == pytest.approx(3.5 / 448, rel=1e-7)
+    marker = json.loads(raw(file.read(f"{PREFIX}fc.comfy_quant")))
+    assert marker == {"format": "float8_e4m3fn", "full_precision_matrix_mult": False}
 
 
 # The keys of each format
@@ -216,7 +264,8 @@ def test_dequantizing_the_file_gives_fake_quantize_bit_for_bit(file_format, dtyp
         assert (scale is not None) == layer.scaled
         found = file.read(f"{key}weight").to(torch.float32)
         found = found if scale is None else found * scale
-        expected = FLOAT8_E4M3FN.fake_quantize(made[f"{key}weight"], layer.amax, scaled=layer.scaled)
+        scheme = SCHEMES["fp8" if layer.scaled else "fp8_cast"]
+        expected = scheme.fake_quantize(made[f"{key}weight"], layer.amax)
         assert raw(found) == raw(expected)
 
 
@@ -257,7 +306,7 @@ def test_the_source_is_left_alone(source, session, tmp_path):
 def test_every_tensor_starts_where_its_dtype_may(source, session):
     """Loaders map the file into memory: a float16 tensor at an odd address is slow or refused."""
     offset = 0
-    for tensor in output_tensors(source, PREFIX, plan("comfy")):
+    for tensor in Output(source, PREFIX, plan("comfy"), session).tensors():
         assert offset % min(tensor.info.dtype.itemsize, 4) == 0, tensor.key
         offset += tensor.info.nbytes
 
@@ -279,6 +328,7 @@ def test_the_sources_metadata_survive_and_hswq_is_ours(source, session, tmp_path
         "session": {"fingerprint": session.fingerprint.layout, "calls": 2, "images": 1},
         "source": {"name": "toy", "sha256_of_header": source_hash(source)},
         "counts": {"quantize": 2, "keep": 2, "skip": 1},
+        "plan": 2,
         "kept": {"conv_kept": "why keep", "kept": "why keep"},
         "made_with": {"torch": torch.__version__, "device": f"CPU, {torch.get_num_threads()} threads"},
     }
@@ -309,16 +359,17 @@ def test_two_conversions_are_byte_identical(file_format, source_of, session_of, 
     session = session_of(weights, stats)
     for name in ("one", "two"):
         session.updated += 1000.0
-        made = plan_hswq(
-            source_layers(source, "", kinds),
-            session,
-            lambda layer: source.read(f"{layer.name}.weight"),
+        task = Task(
+            layers=source_layers(source, "", kinds),
+            read=lambda layer: source.read(f"{layer.name}.weight"),
             exclusions=Exclusions(GENERIC),
-            file_format=format_named(file_format),
-            keep_ratio=0.34,
+            encoding=Encoding(format_named(file_format)),
+            solutions=Solutions(tmp_path / "solutions"),
+            session=session,
         )
-        assert made.counts() == {"quantize": 2, "keep": 1, "skip": 0}
-        write_plan(tmp_path / name, source, "", made, session)
+        made = plan_hswq(task, HSWQSettings(0.34))
+        assert made.plan.counts() == {"quantize": 2, "keep": 1, "skip": 0}
+        Output(source, "", made.plan, session, made.solutions).write(tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
@@ -331,6 +382,7 @@ def test_the_conversion_tells_its_sizes(source, session, tmp_path):
     assert done.size == done.path.stat().st_size
     assert done.source_bytes == sum(tensor.nbytes for tensor in tensors().values())
     assert done.plan == plan("v1")
+    assert (done.session, done.notes) == (session, ())
 
 
 def test_a_check_that_refuses_leaves_nothing(source, session, tmp_path):
@@ -338,7 +390,7 @@ def test_a_check_that_refuses_leaves_nothing(source, session, tmp_path):
         raise LayerError("Layer fc", got="noise", expected="the weight", remedy="Report this.")
 
     with pytest.raises(LayerError):
-        write_plan(tmp_path / "f.safetensors", source, PREFIX, plan("v2"), session, check=refuse)
+        Output(source, PREFIX, plan("v2"), session).write(tmp_path / "f.safetensors", check=refuse)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -348,39 +400,61 @@ def test_cancelling_leaves_nothing(source, session, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_plan(tmp_path / "f.safetensors", source, PREFIX, plan("v2"), session, progress=cancel)
+        Output(source, PREFIX, plan("v2"), session).write(tmp_path / "f.safetensors", progress=cancel)
     assert list(tmp_path.iterdir()) == []
 
 
-def measured(file_format: str, family: str = "SDXL") -> Conversion:
+def measured(file_format: str, session, family: str = "SDXL") -> Conversion:
     layers = (
-        LayerPlan("good", "Linear", (4, 4), QUANTIZE, "clip search", sqnr_db=31.0),
-        LayerPlan("bad", "Linear", (4, 4), QUANTIZE, "clip search", sqnr_db=20.0),
-        LayerPlan("exact", "Linear", (4, 4), QUANTIZE, "clip search", sqnr_db=None),
+        LayerPlan("good", "Linear", (4, 4), QUANTIZE, "clip search").measured(sqnr_db=31.0),
+        LayerPlan("bad", "Linear", (4, 4), QUANTIZE, "clip search").measured(sqnr_db=20.0),
+        LayerPlan("exact", "Linear", (4, 4), QUANTIZE, "clip search").measured(sqnr_db=None),
         LayerPlan("kept", "Linear", (4, 4), KEEP, "high sensitivity"),
         LayerPlan("tiny", "Linear", (2, 2), SKIP, "tiny"),
     )
-    done = Plan(file_format, "hswq", "0.25", family, FLOAT8_E4M3FN.name, layers)
-    return Conversion(Path("out/model.safetensors"), 3 * 2**20, 6 * 2**20, done)
+    done = Plan(file_format, "hswq", "0.25", family, layers)
+    return Conversion(Path("out/model.safetensors"), 3 * 2**20, 6 * 2**20, done, session)
+
+
+REPORT = [
+    "model.safetensors",
+    "SDXL, v2, method hswq 0.25, session of 2 calls",
+    "3.0 MB (50.0% of the source)",
+    "3 quantized + 1 kept + 1 skipped (tiny: 1) = 5 layers",
+    "kept, high sensitivity: 1",
+    "weight SQNR: mean 25.5 dB, worst 20.0 dB (bad)",
+    "Opens in: HSWQ Loader.",
+]
 
 
 def test_the_report_line_by_line(session):
-    assert report(measured("v2"), session).splitlines() == [
-        "model.safetensors",
-        "SDXL, v2, method hswq 0.25, session of 2 calls",
-        "3.0 MB (50.0% of the source)",
-        "3 quantized + 1 kept + 1 skipped (tiny: 1) = 5 layers",
-        "kept, high sensitivity: 1",
-        "weight SQNR: mean 25.5 dB, worst 20.0 dB (bad)",
-        "Opens in: HSWQ Loader.",
+    assert measured("v2", session).report.splitlines() == REPORT
+
+
+def test_notes_of_a_method_end_the_report(session):
+    done = replace(measured("v2", session), notes=("one", "two"))
+    assert done.report.splitlines() == [*REPORT, "one", "two"]
+
+
+def test_the_report_says_what_learning_won(session):
+    done = measured("v2", None)
+    losses = {"good": (0.5, 1.0), "bad": (0.75, 1.0), "exact": (0.0, 0.0)}
+    layers = [
+        layer.measured(loss=losses[layer.name][0], nearest_loss=losses[layer.name][1])
+        if layer.name in losses
+        else layer
+        for layer in done.plan.layers
     ]
+    lines = replace(done, plan=replace(done.plan, layers=tuple(layers))).report.splitlines()
+    assert lines[1].endswith("without calibration")
+    assert "learned rounding: quantized loss 38% below nearest on average, 2 of 2 layers" in lines
 
 
 def test_the_report_warns_of_v1_and_of_unknown_families(session):
-    assert "turn every layer of a v1 file to FP8" in report(measured("v1"), session)
-    assert "generic" in report(measured("comfy", "generic"), session).splitlines()[-1]
-    assert "generic" not in report(measured("comfy"), session)
+    assert "turn every layer of a v1 file to FP8" in measured("v1", session).report
+    assert "generic" in measured("comfy", session, "generic").report.splitlines()[-1]
+    assert "generic" not in measured("comfy", session).report
 
 
 def test_the_report_of_a_plan_that_quantizes_nothing(source, session, tmp_path):
-    assert "SQNR" not in report(convert(source, session, "v1", tmp_path / "f")[0], session)
+    assert "SQNR" not in convert(source, session, "v1", tmp_path / "f")[0].report

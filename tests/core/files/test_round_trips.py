@@ -18,6 +18,7 @@ from hswq.hswq_core.files.pt.reader import read_containers
 from hswq.hswq_core.files.tensor_header import DTYPE_NAMES
 from hswq.hswq_core.model.fingerprint import Fingerprint, layout_hash
 from hswq.hswq_core.plan.plan import ACTIONS, LayerPlan, Plan
+from hswq.hswq_core.quant.schemes.table import SCHEMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -204,6 +205,19 @@ def test_a_checkpoint(path, found, metadata):
 
 
 MEASURED = st.none() | st.floats(allow_nan=False)
+NUMBERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "sensitivity": REALS,
+        "sqnr_db": MEASURED,
+        "change": MEASURED,
+        "damping": REALS,
+        "dead": COUNTS,
+        "loss": MEASURED,
+        "nearest_loss": MEASURED,
+        "of a later release": REALS | COUNTS,
+    },
+)
 LAYERS = st.builds(
     LayerPlan,
     name=NAMES,
@@ -211,26 +225,18 @@ LAYERS = st.builds(
     shape=st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
     action=st.sampled_from(ACTIONS),
     reason=st.just("") | NAMES,
-    scaled=st.booleans(),
+    scheme=st.sampled_from(["", *SCHEMES]) | NAMES,
     amax=REALS,
-    sensitivity=REALS,
-    sqnr_db=MEASURED,
-    change=MEASURED,
-    damping=REALS,
-    dead=COUNTS,
     input_amax=REALS,
-    loss=MEASURED,
-    nearest_loss=MEASURED,
 )
+MEASURED_LAYERS = st.builds(lambda layer, numbers: layer.measured(**numbers), LAYERS, NUMBERS)
 PLANS = st.builds(
     Plan,
     st.sampled_from(["v1", "v2", "comfy"]),
-    NAMES,
     st.just("") | NAMES,
-    NAMES,
-    NAMES,
-    st.lists(LAYERS, max_size=4).map(tuple),
-    NAMES,
+    st.just("") | NAMES,
+    st.just("") | NAMES,
+    st.lists(MEASURED_LAYERS, max_size=4).map(tuple),
 )
 
 

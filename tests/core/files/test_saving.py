@@ -14,7 +14,7 @@ from hswq.hswq_core.errors import FileError
 from hswq.hswq_core.files.atomic import save_pt, save_tensors
 from hswq.hswq_core.files.checkpoint import TensorInfo
 from hswq.hswq_core.files.writing import OutputTensor, write_checkpoint
-from hswq.hswq_core.methods.solutions import Workspace
+from hswq.hswq_core.methods.solutions import Solutions
 from hswq.hswq_core.methods.solve import Solution
 from hswq.hswq_core.progress import no_progress
 from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
@@ -150,13 +150,13 @@ def test_a_folder_that_one_may_not_write_to(save, tmp_path):
 
 
 def test_work_that_does_not_fit_keeps_what_was_done(tmp_path):
-    done = Workspace(tmp_path / "s.work", "key")
+    done = Solutions.resumed(tmp_path / "s.work", "key")
     done.add("small", _solution(4))
     with largest_file(10_000), pytest.raises(FileError, match=os.strerror(errno.EFBIG)):
         done.add("large", _solution(COUNT))
-    assert set(Workspace(tmp_path / "s.work", "key")) == {"small"}
+    assert set(Solutions.resumed(tmp_path / "s.work", "key")) == {"small"}
     assert len(names(done.folder)) == 1
 
 
 def _solution(count: int) -> Solution:
-    return Solution(torch.zeros(count, 1).to(FLOAT8_E4M3FN.dtype), None, "nearest", None, 0.5, 0.5)
+    return Solution("fp8_cast", {"weight": torch.zeros(count, 1).to(FLOAT8_E4M3FN.dtype)}, "nearest", None, 0.5, 0.5)

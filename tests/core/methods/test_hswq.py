@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +11,17 @@ from hswq.hswq_core.calibration.observer import LayerStats
 from hswq.hswq_core.calibration.session import Session
 from hswq.hswq_core.errors import LayerError, SettingError
 from hswq.hswq_core.methods.exclusions import NEVER_CALLED, TINY_WEIGHTS, Exclusions
-from hswq.hswq_core.methods.hswq import check_keep_ratio, keep_by_sensitivity, plan_hswq
+from hswq.hswq_core.methods.hswq import HSWQSettings, keep_by_sensitivity, plan_hswq
+from hswq.hswq_core.methods.method import Task
+from hswq.hswq_core.methods.solutions import Solutions
 from hswq.hswq_core.model.families import FAMILIES, GENERIC, Family
 from hswq.hswq_core.model.layer import Layer
+from hswq.hswq_core.plan.encoding import Encoding
 from hswq.hswq_core.plan.formats import UNSCALED_CONV_MAX_LOSS_DB, format_named
 from hswq.hswq_core.plan.plan import KEEP, QUANTIZE, SKIP, Plan
 from hswq.hswq_core.progress import Step
 from hswq.hswq_core.quant.clip_search import search_amax
-from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
+from hswq.hswq_core.quant.schemes.table import SCHEMES
 
 LINEAR, CONV = (160, 128), (64, 32, 3, 3)  # 20,480 and 18,432 weights: just above tiny
 
@@ -54,15 +59,18 @@ class Toy:
             self.read.append(layer.name)
             return self.weights[layer.name]
 
-        return plan_hswq(
-            self.layers(),
-            session or self.session(),
-            read,
+        task = Task(
+            layers=self.layers(),
+            read=read,
             exclusions=exclusions or Exclusions(family),
-            file_format=format_named(file_format),
-            keep_ratio=keep_ratio,
+            encoding=Encoding(format_named(file_format)),
+            solutions=Solutions(Path(os.devnull)),  # takes none
+            session=session or self.session(),
             **rest,
         )
+        found = plan_hswq(task, HSWQSettings(keep_ratio))
+        assert (dict(found.solutions), found.notes) == ({}, ())
+        return found.plan
 
 
 @pytest.fixture
@@ -133,7 +141,8 @@ def test_a_ratio_out_of_range_is_an_error_before_any_work(ten, ratio):
 
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])
 def test_a_ratio_in_range_passes(ratio):
-    assert check_keep_ratio(ratio) == ratio
+    assert HSWQSettings(ratio).keep_ratio == ratio
+    assert HSWQSettings(ratio).text == f"{ratio:g}"
 
 
 # Which layers are skipped
@@ -189,8 +198,7 @@ def test_amax_is_the_searchs_answer_for_the_layers_own_importance(toy, weight, f
     expected = search_amax(
         weight,
         importance.view(1, -1, *(1,) * (weight.dim() - 2)),
-        FLOAT8_E4M3FN,
-        scaled=file_format == "v2",
+        SCHEMES["fp8" if file_format == "v2" else "fp8_cast"],
     )
     (layer,) = toy.plan(file_format).layers
     assert (layer.action, layer.amax, layer.scaled) == (QUANTIZE, expected.amax, file_format == "v2")
@@ -294,6 +302,18 @@ def test_a_comfy_convolution_that_a_plain_cast_would_erase_is_kept(toy):
 # Errors
 
 
+def test_without_a_session_there_is_an_error_that_says_what_needs_none(ten):
+    task = Task(
+        layers=ten.layers(),
+        read=ten.weights.__getitem__,
+        exclusions=Exclusions(GENERIC),
+        encoding=Encoding(format_named("v2")),
+        solutions=Solutions(Path(os.devnull)),
+    )
+    with pytest.raises(SettingError, match=r"session: got none.*method hswq.*learned or nearest"):
+        plan_hswq(task, HSWQSettings())
+
+
 def test_a_layer_without_statistics_is_an_error_that_names_it(ten):
     session = ten.session()
     del session.layers["l4"]
@@ -312,17 +332,8 @@ def test_statistics_of_another_shape_are_an_error_that_names_the_layer(ten):
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_a_layer_already_in_fp8_is_an_error_that_names_it(ten, dtype):
     ten.weights["l4"] = ten.weights["l4"].to(dtype)
-    layers = ten.layers()
-    session = ten.session()
     with pytest.raises(LayerError, match=r"Layer l4.*already FP8"):
-        plan_hswq(
-            layers,
-            session,
-            lambda layer: ten.weights[layer.name],
-            exclusions=Exclusions(GENERIC),
-            file_format=format_named("v2"),
-            keep_ratio=0.0,
-        )
+        ten.plan("v2", keep_ratio=0.0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

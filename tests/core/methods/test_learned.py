@@ -8,21 +8,26 @@ from hswq.hswq_core.cli.main import main
 from hswq.hswq_core.errors import LayerError, SettingError
 from hswq.hswq_core.files.checkpoint import FileSource
 from hswq.hswq_core.methods.exclusions import Exclusions
-from hswq.hswq_core.methods.learned import LEARNED, RIDGE, LearnedOptions, input_moments, learn, plan_learned
+from hswq.hswq_core.methods.learned import LEARNED_CODES, RIDGE, LearnedOptions, input_moments, learn, plan_learned
+from hswq.hswq_core.methods.method import Task
 from hswq.hswq_core.methods.solve import NEAREST, Solution
 from hswq.hswq_core.model.families import GENERIC
 from hswq.hswq_core.model.layer import Layer
+from hswq.hswq_core.plan.encoding import Encoding
 from hswq.hswq_core.plan.formats import format_named
 from hswq.hswq_core.plan.plan import QUANTIZE, Plan
 from hswq.hswq_core.progress import Step
 from hswq.hswq_core.quant.descent import Descent, LowRank
 from hswq.hswq_core.quant.gptq import compensated
 from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
+from hswq.hswq_core.quant.metrics import sqnr_db
+from hswq.hswq_core.quant.schemes.table import SCHEMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 GRID = FLOAT8_E4M3FN
+FP8, CAST = SCHEMES["fp8"], SCHEMES["fp8_cast"]
 OPTIONS = LearnedOptions()
 PREFIX = "model.diffusion_model."
 
@@ -112,8 +117,10 @@ class TestLearn:
     def test_the_losses_are_those_of_the_codes(self, shape, scaled):
         w = low_rank(shape[0], torch.Size(shape[1:]).numel()).reshape(shape)
         scale = scale_of(w) if scaled else None
-        found = learn(w, scale, GRID, OPTIONS)
+        found = learn(w, FP8 if scaled else CAST, OPTIONS)
         assert found.codes.shape == w.shape
+        assert found.scheme == ("fp8" if scaled else "fp8_cast")
+        assert (found.scale is None) if scale is None else torch.equal(found.scale, scale)
         assert found.error == pytest.approx(quantized_loss(w, found.codes, scale), rel=1e-4)
         assert found.nearest_error == pytest.approx(quantized_loss(w, nearest_codes(w, scale), scale), rel=1e-4)
         assert found.error <= found.nearest_error
@@ -125,18 +132,18 @@ class TestLearn:
     def test_never_worse_than_nearest_in_any_row(self, out, k, size, power):
         w = torch.randn(out, k).pow(power) * size  # odd powers: heavy tails
         scale = scale_of(w)
-        found = learn(w, scale, GRID, OPTIONS)
+        found = learn(w, FP8, OPTIONS)
         moments = input_moments(w / scale, OPTIONS)
         losses = moments.losses(found.codes.float() - w / scale)
         nearest = moments.losses(nearest_codes(w, scale).float() - w / scale)
         assert (losses <= nearest * (1 + 1e-6)).all()
-        assert (found.how == LEARNED) == (found.error < found.nearest_error)
+        assert (found.how == LEARNED_CODES) == (found.error < found.nearest_error)
 
     def test_what_the_weight_looks_at_gains_and_nothing_goes_free(self):
         """On weights of low rank: known scripts lose outside the subspace, and most of the gain by their last cast."""
         w = low_rank(96, 128)
         scale = scale_of(w)
-        found = learn(w, scale, GRID, OPTIONS)
+        found = learn(w, FP8, OPTIONS)
         assert found.error < 0.9 * found.nearest_error
         error, nearest = (errors_of(w, codes, scale) for codes in (found.codes, nearest_codes(w, scale)))
         assert (error != nearest).double().mean() > 0.01  # more than a shift of a few codes
@@ -153,29 +160,29 @@ class TestLearn:
         scale = scale_of(w)
         _, _, v = torch.linalg.svd(w, full_matrices=False)
         x = torch.randn(500, 6) @ v[:6] + 0.05 * torch.randn(500, 128)
-        found = learn(w, scale, GRID, OPTIONS)
+        found = learn(w, FP8, OPTIONS)
         changes = [
             (x @ errors_of(w, c, scale).float().T).square().mean() for c in (found.codes, nearest_codes(w, scale))
         ]
         assert changes[0] < 0.6 * changes[1]
 
     def test_a_zero_weight_is_nearest(self):
-        found = learn(torch.zeros(16, 16), GRID.scale(0.0), GRID, OPTIONS)
+        found = learn(torch.zeros(16, 16), FP8, OPTIONS)
         assert (found.how, found.error, found.nearest_error) == (NEAREST, 0.0, 0.0)
         assert not found.codes.float().any()
 
     def test_the_largest_weight_keeps_the_scale(self):
         w = low_rank(96, 128)
-        found = learn(w, scale_of(w), GRID, OPTIONS)
+        found = learn(w, FP8, OPTIONS)
         assert found.codes.float().abs().max() == GRID.max
 
     def test_the_seed_decides_and_the_callers_randomness_is_left_alone(self):
         w = torch.randn(200, 180)  # no gap after 64 directions: the decomposition is an estimate
         state = torch.get_rng_state()
-        first = learn(w, scale_of(w), GRID, OPTIONS)
+        first = learn(w, FP8, OPTIONS)
         assert torch.equal(torch.get_rng_state(), state)
         torch.manual_seed(99)
-        again, other = learn(w, scale_of(w), GRID, OPTIONS), learn(w, scale_of(w), GRID, LearnedOptions(seed=1))
+        again, other = learn(w, FP8, OPTIONS), learn(w, FP8, LearnedOptions(seed=1))
         assert torch.equal(first.codes.float(), again.codes.float())
         assert not torch.equal(first.codes.float(), other.codes.float())
 
@@ -183,18 +190,30 @@ class TestLearn:
         from hswq.hswq_core.methods import learned
 
         w = low_rank(70, 64)
-        whole = learn(w, scale_of(w), GRID, OPTIONS).error
+        whole = learn(w, FP8, OPTIONS).error
         monkeypatch.setattr(learned, "ROWS", 16)
         # each block ends its sweeps for itself
-        assert learn(w, scale_of(w), GRID, OPTIONS).error == pytest.approx(whole, rel=0.02)
+        assert learn(w, FP8, OPTIONS).error == pytest.approx(whole, rel=0.02)
 
     def test_neither_weight_nor_scale_is_changed(self):
         w = low_rank(32, 48)
-        scale = scale_of(w)
-        before = (w.clone(), scale.clone())
-        learn(w, scale, GRID, OPTIONS)
-        assert torch.equal(w, before[0])
-        assert torch.equal(scale, before[1])
+        before = (w.clone(), scale_of(w))
+        for scheme in (FP8, CAST):
+            found = learn(w, scheme, OPTIONS)
+            assert torch.equal(w, before[0])
+            assert found.scale is None or torch.equal(found.scale, before[1])
+
+    def test_a_clip_limit_is_where_the_codes_end(self):
+        w = low_rank(96, 128)
+        top = w.abs().max().item()
+        found = learn(w, FP8, OPTIONS, amax=top / 2)
+        assert torch.equal(found.scale, GRID.scale(top / 2))
+        assert found.codes.float().abs().max() == GRID.max
+        assert found.restored(torch.device("cpu")).abs().max().item() == pytest.approx(top / 2, rel=1e-6)
+        clipped = learn(w, CAST, OPTIONS, amax=top / 2)
+        assert torch.equal(learn(w.clamp(-top / 2, top / 2), CAST, OPTIONS).codes.float(), clipped.codes.float())
+        whole = learn(w, FP8, OPTIONS)
+        assert torch.equal(learn(w, FP8, OPTIONS, amax=top).codes.float(), whole.codes.float())
 
 
 @pytest.mark.parametrize("bad", [{"iterations": -1}, {"samples": 0}, {"seed": -1}])
@@ -203,19 +222,27 @@ def test_settings_out_of_range_are_errors_that_name_them(bad):
         LearnedOptions(**bad)
 
 
+class Memory(dict[str, Solution]):
+    """Solutions that need no disk."""
+
+    def add(self, name: str, solution: Solution) -> None:
+        self[name] = solution
+
+
 def planned(weights: dict[str, torch.Tensor], name: str = "v2", **options) -> tuple[Plan, dict[str, Solution]]:
     layers = [Layer(n, "Linear" if w.dim() == 2 else "Conv2d", tuple(w.shape), w.dtype) for n, w in weights.items()]
-    solutions: dict[str, Solution] = {}
-    plan = plan_learned(
-        layers,
-        lambda layer: weights[layer.name],
-        solutions.__setitem__,
+    task = Task(
+        layers=layers,
+        read=lambda layer: weights[layer.name],
         exclusions=Exclusions(GENERIC, tiny=0),
-        file_format=format_named(name),
-        options=LearnedOptions(),
+        encoding=Encoding(format_named(name)),
+        solutions=Memory(),
         **options,
     )
-    return plan, solutions
+    found = plan_learned(task, LearnedOptions())
+    assert found.solutions is task.solutions
+    assert found.notes == ()
+    return found.plan, task.solutions
 
 
 class TestPlan:
@@ -228,14 +255,16 @@ class TestPlan:
         }
         plan, solutions = planned(weights)
         assert [(layer.action, layer.reason) for layer in plan.layers] == [
-            (QUANTIZE, LEARNED),
+            (QUANTIZE, LEARNED_CODES),
             *[(QUANTIZE, NEAREST)] * 3,
         ]
         assert (plan.method, set(solutions)) == ("learned", {"l"})
-        assert (plan.layers[0].loss, plan.layers[0].nearest_loss) == (
+        assert (plan.layers[0].numbers["loss"], plan.layers[0].numbers["nearest_loss"]) == (
             solutions["l"].error,
             solutions["l"].nearest_error,
         )
+        stored = solutions["l"].restored(torch.device("cpu"))
+        assert plan.layers[0].sqnr_db == pytest.approx(sqnr_db(weights["l"], stored), abs=1e-9)
         assert Plan.from_json(plan.to_json()) == plan
 
     def test_cancel_is_answered_within_a_layer(self):
@@ -280,15 +309,15 @@ class TestCommandLine:
         source, file = FileSource(model), FileSource(made)
         assert json.loads(file.metadata["hswq"])["method"] == "learned"
         plan = Plan.from_json(file.metadata["hswq_plan"])
-        learned = [layer for layer in plan.layers if layer.reason == LEARNED]
+        learned = [layer for layer in plan.layers if layer.reason == LEARNED_CODES]
         assert len(learned) >= 2
         suffix = {"v1": None, "v2": "scale", "comfy": "weight_scale"}[name]
         for layer in learned:
             stem = f"{PREFIX}{layer.name}."
             scale = file.read(stem + suffix).reshape(()) if layer.scaled else None
             w, codes = source.read(stem + "weight"), file.read(stem + "weight")
-            assert layer.loss == pytest.approx(quantized_loss(w, codes, scale), rel=1e-4)
-            assert layer.loss < quantized_loss(w, nearest_codes(w, scale), scale)
+            assert layer.numbers["loss"] == pytest.approx(quantized_loss(w, codes, scale), rel=1e-4)
+            assert layer.numbers["loss"] < quantized_loss(w, nearest_codes(w, scale), scale)
         biases = [key for key in source.entries if key.endswith(".bias")]
         assert len(biases) == 5
         assert all(torch.equal(file.read(key), source.read(key)) for key in biases)

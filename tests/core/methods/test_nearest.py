@@ -1,29 +1,38 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from hswq.hswq_core.errors import LayerError
 from hswq.hswq_core.methods.exclusions import Exclusions
+from hswq.hswq_core.methods.method import Task
 from hswq.hswq_core.methods.nearest import plan_nearest
+from hswq.hswq_core.methods.solutions import Solutions
 from hswq.hswq_core.model.families import FAMILIES, GENERIC
 from hswq.hswq_core.model.layer import Layer
+from hswq.hswq_core.plan.encoding import Encoding
 from hswq.hswq_core.plan.formats import UNSCALED_CONV_MAX_LOSS_DB, format_named
 from hswq.hswq_core.plan.plan import KEEP, QUANTIZE, SKIP, Plan
-from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
+from hswq.hswq_core.quant.schemes.table import SCHEMES
 
 LINEAR, CONV = (160, 128), (64, 32, 3, 3)
 
 
 def planned(weights: dict[str, torch.Tensor], file_format: str, exclusions: Exclusions | None = None) -> Plan:
     layers = [Layer(n, "Linear" if w.dim() == 2 else "Conv2d", tuple(w.shape), w.dtype) for n, w in weights.items()]
-    return plan_nearest(
-        layers,
-        lambda layer: weights[layer.name],
+    task = Task(
+        layers=layers,
+        read=lambda layer: weights[layer.name],
         exclusions=exclusions or Exclusions(GENERIC),
-        file_format=format_named(file_format),
+        encoding=Encoding(format_named(file_format)),
+        solutions=Solutions(Path(os.devnull)),  # takes none
     )
+    found = plan_nearest(task)
+    assert (dict(found.solutions), found.notes) == ({}, ())
+    return found.plan
 
 
 @pytest.mark.parametrize("file_format", ["v1", "v2", "comfy"])
@@ -33,7 +42,8 @@ def test_amax_is_the_largest_weight_and_the_codes_are_torchs(file_format):
     assert (layer.action, layer.reason) == (QUANTIZE, "nearest")
     assert layer.amax == w.abs().max().item()
     assert layer.scaled == (file_format != "v1")
-    codes, _ = FLOAT8_E4M3FN.quantize(w, layer.amax, scaled=layer.scaled)
+    assert layer.scheme == ("fp8" if layer.scaled else "fp8_cast")
+    codes = SCHEMES[layer.scheme].nearest_tensors(w, layer.amax)["weight"]
     divisor = layer.amax / 448 if layer.scaled else 1.0
     assert torch.equal(codes.float(), (w.float() / divisor).to(torch.float8_e4m3fn).float())
 

@@ -3,14 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 from hswq.hswq_core.errors import LayerError
-from hswq.hswq_core.methods.solve import COMPENSATED, NEAREST, Solution, bias_correction, solve
+from hswq.hswq_core.methods.solve import COMPENSATED, NEAREST, UNSOLVED, Solution, bias_correction, solve, unsolved
 from hswq.hswq_core.model.layer import Layer
-from hswq.hswq_core.plan.encoding import Encoding
-from hswq.hswq_core.plan.formats import format_named
 from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
 from hswq.hswq_core.quant.moments import Gram, Moments, output_error
+from hswq.hswq_core.quant.schemes.scheme import CODES, SCALE
+from hswq.hswq_core.quant.schemes.table import SCHEMES
 
 GRID = FLOAT8_E4M3FN
+FP8 = SCHEMES["fp8"]
 
 
 def moments(x: torch.Tensor) -> Moments:
@@ -29,12 +30,14 @@ def solved(
     w: torch.Tensor, fit: torch.Tensor, held: torch.Tensor, *, scaled: bool = True, bias: bool = False
 ) -> Solution:
     layer = Layer("l", "Linear" if w.dim() == 2 else "Conv2d", tuple(w.shape), w.dtype)
-    encoding = Encoding(format_named("v2" if scaled else "v1"))
-    return solve(layer, w, moments(fit), moments(held), encoding=encoding, has_bias=bias)
+    scheme = SCHEMES["fp8" if scaled else "fp8_cast"]
+    found = solve(layer, w, moments(fit), moments(held), scheme=scheme, has_bias=bias)
+    assert (found.scheme, set(found.tensors)) == (scheme.name, {CODES, SCALE} if scaled else {CODES})
+    return found
 
 
 def weight_of(found: Solution) -> torch.Tensor:
-    return found.restored(GRID, torch.device("cpu"))
+    return found.restored(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -54,7 +57,7 @@ def test_errors_are_those_of_the_stored_codes():
     found = solved(w, inputs(48, 4000), held)
     wanted = output_error(weight_of(found) - w, moments(held).gram) / output_error(w, moments(held).gram)
     assert found.error == pytest.approx(wanted, rel=1e-4)
-    nearest = GRID.fake_quantize(w, w.abs().max().item(), scaled=True)
+    nearest = FP8.fake_quantize(w, w.abs().max().item())
     wanted = output_error(nearest - w, moments(held).gram) / output_error(w, moments(held).gram)
     assert found.nearest_error == pytest.approx(wanted, rel=1e-4)
 
@@ -64,14 +67,14 @@ def test_inputs_of_another_kind_give_nearest():
     w = torch.randn(32, 48)
     found = solved(w, inputs(48, 4000), torch.randn(1000, 48))
     assert found.how == NEAREST
-    assert torch.equal(weight_of(found), GRID.fake_quantize(w, w.abs().max().item(), scaled=True))
+    assert torch.equal(weight_of(found), FP8.fake_quantize(w, w.abs().max().item()))
     assert found.error == found.nearest_error
 
 
 def test_few_rows_are_hardly_believed():
     """A layer of 512 columns that saw one row is rounded almost to nearest."""
     w = torch.randn(64, 512)
-    nearest = GRID.fake_quantize(w, w.abs().max().item(), scaled=True)
+    nearest = FP8.fake_quantize(w, w.abs().max().item())
     few, many = (solved(w, inputs(512, rows), inputs(512, 2000)) for rows in (1, 4000))
     changed = [(weight_of(found) != nearest).float().mean().item() for found in (few, many)]
     assert changed[0] < changed[1] / 2
@@ -85,7 +88,7 @@ def test_the_largest_weight_keeps_the_scale(scaled):
     rounded = weight_of(found)
     if scaled:
         assert rounded.abs().max().item() == pytest.approx(w.abs().max().item(), rel=1e-6)
-        again = GRID.quantize(rounded, rounded.abs().max().item(), scaled=True)[0]
+        again = FP8.nearest_tensors(rounded, rounded.abs().max().item())["weight"]
         assert torch.equal(again.float(), found.codes.float())
     else:
         assert found.scale is None
@@ -135,11 +138,10 @@ def test_a_scale_a_channel_serves_rows_of_unequal_size():
     layer = Layer("l", "Linear", (32, 48), w.dtype)
     fit, held = inputs(48, 4000), inputs(48, 1000)
 
-    def found(granularity: str) -> Solution:
-        encoding = Encoding(format_named("v2"), granularity=granularity)
-        return solve(layer, w, moments(fit), moments(held), encoding=encoding, has_bias=True)
+    def found(name: str) -> Solution:
+        return solve(layer, w, moments(fit), moments(held), scheme=SCHEMES[name], has_bias=True)
 
-    one, each = found("tensor"), found("channel")
+    one, each = found("fp8"), found("fp8_channel")
     assert (one.scale.shape, each.scale.shape) == ((), (32, 1))
     torch.testing.assert_close(each.scale, w.abs().amax(1, keepdim=True) / 448)
     lost = [(weight_of(solution) - w).norm(dim=1) / w.norm(dim=1) for solution in (one, each)]
@@ -149,3 +151,30 @@ def test_a_scale_a_channel_serves_rows_of_unequal_size():
     torch.testing.assert_close(weight_of(each).abs().amax(1), w.abs().amax(1), rtol=1e-6, atol=0)
     wanted = moments(held).error(weight_of(each) - w) / moments(held).error(w)
     assert each.error == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_without_memory_for_its_inputs_a_layer_is_nearest_with_the_error_of_its_weight(scheme):
+    w = torch.randn(32, 48).half()
+    layer = Layer("l", "Linear", (32, 48), w.dtype)
+    found = unsolved(layer, w, scheme)
+    assert (found.scheme, found.how, found.bias, found.damping, found.dead) == (scheme.name, UNSOLVED, None, 0.0, 0)
+    assert torch.equal(weight_of(found), scheme.fake_quantize(w))
+    wanted = (weight_of(found) - w.float()).double().square().sum() / w.double().square().sum()
+    assert found.error == found.nearest_error == pytest.approx(wanted.item(), rel=1e-4)
+    w[0, 0] = torch.inf
+    with pytest.raises(LayerError, match="Layer l, weight: got NaN"):
+        unsolved(layer, w, scheme)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("bias", [None, torch.ones(32)])
+def test_a_solution_on_another_device_is_the_same(scheme, bias):
+    found = Solution(scheme.name, scheme.nearest_tensors(torch.randn(32, 48)), NEAREST, bias, 0.25, 0.5, 0.01, 7)
+    moved = found.to(torch.device("meta"))
+    assert {name: tensor.device.type for name, tensor in moved.tensors.items()} == dict.fromkeys(found.tensors, "meta")
+    assert (moved.bias is None) == (bias is None)
+    assert bias is None or moved.bias.device.type == "meta"
+    for name in ("scheme", "how", "error", "nearest_error", "damping", "dead"):
+        assert getattr(moved, name) == getattr(found, name)
+    assert all(tensor.device.type == "cpu" for tensor in found.tensors.values())

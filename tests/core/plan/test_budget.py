@@ -1,8 +1,21 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hswq.hswq_core.errors import SettingError
-from hswq.hswq_core.plan.budget import BYTES_BESIDE_A_LAYER, MB, Budget, choose_kept
+from hswq.hswq_core.files.checkpoint import TensorInfo
+from hswq.hswq_core.model.layer import Layer
+from hswq.hswq_core.plan.budget import (
+    BYTES_BESIDE_A_LAYER,
+    MB,
+    Budget,
+    choose_kept,
+    kept_bytes,
+    size_with,
+    smallest_size,
+)
+from hswq.hswq_core.plan.encoding import Encoding
+from hswq.hswq_core.plan.formats import format_named
 
 
 def test_the_largest_change_per_byte_is_kept_first():
@@ -43,3 +56,35 @@ def test_a_file_size_leaves_room_for_what_lies_beside_the_weights():
     assert budget.extra_bytes(6 * MB, 100) == 2 * MB - 100 * BYTES_BESIDE_A_LAYER
     with pytest.raises(SettingError, match=r"target_mb: got 8, expected at least 11 for this model"):
         budget.extra_bytes(9 * MB, 2048)
+
+
+ENTRIES = {
+    "p.fc.weight": TensorInfo(torch.float16, (16, 12)),
+    "p.fc.bias": TensorInfo(torch.float16, (16,)),
+    "p.conv.weight": TensorInfo(torch.float32, (8, 4, 3, 3)),
+    "fc.weight": TensorInfo(torch.float16, (16, 12)),
+}
+LAYERS = [
+    Layer("fc", "Linear", (16, 12), torch.float16),
+    Layer("conv", "Conv2d", (8, 4, 3, 3), torch.float32),
+]
+
+
+def test_the_smallest_file_has_a_byte_a_weight_of_the_layers_and_the_rest_as_it_is():
+    rest = 2 * 16 + 2 * 192
+    for name in ("v1", "v2", "comfy"):
+        scheme = Encoding(format_named(name)).scheme
+        assert smallest_size(ENTRIES, "p.", LAYERS, scheme) == 192 + 288 + rest
+        assert smallest_size(ENTRIES, "p.", LAYERS[:1], scheme) == 192 + 4 * 288 + rest
+
+
+def test_of_scales_only_those_of_channels_count():
+    scheme = Encoding(format_named("v2"), granularity="channel").scheme
+    assert smallest_size(ENTRIES, "p.", LAYERS, scheme) == 192 + 4 * 16 + 288 + 4 * 8 + 2 * 16 + 2 * 192
+
+
+def test_sizes_with_other_weights():
+    whole = sum(info.nbytes for info in ENTRIES.values())
+    assert size_with(ENTRIES, {}) == whole
+    assert size_with(ENTRIES, {"p.fc.weight": 7, "of another file": 10**9}) == whole - 384 + 7
+    assert kept_bytes((8, 4, 3, 3)) == 576

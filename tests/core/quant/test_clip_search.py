@@ -17,11 +17,16 @@ from hswq.hswq_core.quant.clip_search import (
     search_histogram,
     weighted_histogram,
 )
-from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN as GRID
+from hswq.hswq_core.quant.schemes.scheme import Scheme
+from hswq.hswq_core.quant.schemes.table import SCHEMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "data" / "amax_search.json").read_text())
+
+
+def scheme_of(*, scaled: bool) -> Scheme:
+    return SCHEMES["fp8" if scaled else "fp8_cast"]
 
 
 def golden_inputs(case: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -67,7 +72,7 @@ def golden() -> list[dict]:
     for case in GOLDEN:
         w, importance = golden_inputs(case)
         spread = over_weight(w, importance)
-        clip = search_amax(w, spread, GRID, scaled=case["scaled"])
+        clip = search_amax(w, spread, scheme_of(scaled=case["scaled"]))
         at_reference = true_error(w, spread, case["reference_amax"], scaled=case["scaled"])
         ours = true_error(w, spread, clip.amax, scaled=case["scaled"])
         rows.append({**case, "w": w, "clip": clip, "ours": ours, "at_reference": at_reference})
@@ -118,7 +123,7 @@ def test_never_worse_than_plain_amax(seed, sigma, tail, spread, columns, scaled)
     g = torch.Generator().manual_seed(seed)
     w = torch.randn(24, columns, generator=g) * sigma * torch.exp(tail * torch.randn(24, columns, generator=g))
     importance = torch.exp(spread * torch.randn(1, columns, generator=g))
-    clip = search_amax(w, importance, GRID, scaled=scaled)
+    clip = search_amax(w, importance, scheme_of(scaled=scaled))
     top = w.abs().max().item()
     at_max = true_error(w, importance, top, scaled=scaled)
     assert true_error(w, importance, clip.amax, scaled=scaled) <= at_max * (1 + 1e-6)
@@ -147,8 +152,8 @@ def test_scaled_search_gains_over_plain_amax_on_heavy_tails(golden):
 def test_uniform_importance_equals_none(shape, scaled):
     w = torch.randn(shape) * 0.02
     uniform = torch.full((1, shape[1], *(1,) * (len(shape) - 2)), 0.37)
-    with_uniform = search_amax(w, uniform, GRID, scaled=scaled)
-    without = search_amax(w, None, GRID, scaled=scaled)
+    with_uniform = search_amax(w, uniform, scheme_of(scaled=scaled))
+    without = search_amax(w, None, scheme_of(scaled=scaled))
     assert with_uniform.amax == without.amax
     assert with_uniform.mse == pytest.approx(without.mse, rel=1e-6)
 
@@ -157,8 +162,8 @@ def test_uniform_importance_equals_none(shape, scaled):
 @pytest.mark.parametrize("factor", [2.0**-20, 3.0, 1000.0])  # exact products in float32
 def test_a_common_factor_on_the_importance_changes_nothing(factor, scaled):
     w, importance = torch.randn(96, 64) * 0.02, (torch.randint(1, 256, (1, 64))) / 256
-    once = search_amax(w, importance, GRID, scaled=scaled)
-    multiplied = search_amax(w, importance * factor, GRID, scaled=scaled)
+    once = search_amax(w, importance, scheme_of(scaled=scaled))
+    multiplied = search_amax(w, importance * factor, scheme_of(scaled=scaled))
     assert multiplied.amax == once.amax
     assert multiplied.mse == pytest.approx(once.mse, rel=1e-5)
 
@@ -167,8 +172,8 @@ def test_skewed_importance_moves_the_limit_to_where_it_matters():
     """Half the channels have weights of up to 1, half of up to 8; nearly all importance is on the small ones."""
     w = torch.cat((torch.rand(256, 32) * 2 - 1, (torch.rand(256, 32) * 2 - 1) * 8), dim=1)
     skewed = torch.cat((torch.full((1, 32), 1e4), torch.full((1, 32), 1e-3)), dim=1)
-    uniform = search_amax(w, None, GRID, scaled=True)
-    moved = search_amax(w, skewed, GRID, scaled=True)
+    uniform = search_amax(w, None, SCHEMES["fp8"])
+    moved = search_amax(w, skewed, SCHEMES["fp8"])
     assert moved.amax != uniform.amax
     at_moved = true_error(w, skewed, moved.amax, scaled=True)
     assert at_moved < 0.9 * true_error(w, skewed, uniform.amax, scaled=True)
@@ -177,7 +182,7 @@ def test_skewed_importance_moves_the_limit_to_where_it_matters():
 @pytest.mark.parametrize("scaled", [True, False])
 def test_importance_of_zero_everywhere_clips_nothing(scaled):
     w = torch.randn(64, 32)
-    assert search_amax(w, torch.zeros(1, 32), GRID, scaled=scaled).amax == w.abs().max().item()
+    assert search_amax(w, torch.zeros(1, 32), scheme_of(scaled=scaled)).amax == w.abs().max().item()
 
 
 def test_dead_channels_do_not_count():
@@ -185,14 +190,14 @@ def test_dead_channels_do_not_count():
     w = torch.randn(64, 32) * 0.02
     importance = torch.ones(1, 32)
     w[0, 0], importance[0, 0] = w[:, 1:].abs().max() * 1.9, 0.0
-    clip = search_amax(w, importance, GRID, scaled=True)
+    clip = search_amax(w, importance, SCHEMES["fp8"])
     at_max = true_error(w, importance, w.abs().max().item(), scaled=True)
     assert true_error(w, importance, clip.amax, scaled=True) < at_max
 
 
 @pytest.mark.parametrize("w", [torch.zeros(8, 4), torch.zeros(8, 4, 3, 3), torch.empty(0, 4)])
 def test_a_weight_of_zeros_or_nothing_has_limit_0_and_no_error(w):
-    clip = search_amax(w, None, GRID, scaled=True)
+    clip = search_amax(w, None, SCHEMES["fp8"])
     assert (clip.amax, clip.mse, clip.mse_at_max) == (0.0, 0.0, 0.0)
 
 
@@ -200,13 +205,13 @@ def test_a_weight_of_zeros_or_nothing_has_limit_0_and_no_error(w):
 def test_weights_of_any_magnitude_can_be_searched(magnitude):
     """Layers that training has decayed away are full of denormal numbers in bfloat16 files."""
     w = torch.linspace(-1, 1, 65).reshape(5, 13) * magnitude
-    clip = search_amax(w, None, GRID, scaled=True)
+    clip = search_amax(w, None, SCHEMES["fp8"])
     top = w.abs().max().item()
     assert ALLOWED_RANGE[0] * top <= clip.amax <= ALLOWED_RANGE[1] * top
 
 
 def test_a_constant_weight_is_exact():
-    clip = search_amax(torch.full((8, 8), 0.3), None, GRID, scaled=True)
+    clip = search_amax(torch.full((8, 8), 0.3), None, SCHEMES["fp8"])
     assert clip.mse <= (0.3 * 2.0**-23) ** 2  # a rounding of float32, not of the grid
 
 
@@ -216,16 +221,16 @@ def test_a_grouped_convolution_is_searched_with_each_groups_own_importance():
     by_hand = torch.empty(32, 8, 3, 3)
     by_hand[:16] = importance[:8].view(1, 8, 1, 1)
     by_hand[16:] = importance[8:].view(1, 8, 1, 1)
-    grouped = search_amax(w, importance_over_weight("layer", (32, 8, 3, 3), importance), GRID, scaled=True)
-    flat = search_amax(w.flatten(), by_hand.flatten(), GRID, scaled=True)
+    grouped = search_amax(w, importance_over_weight("layer", (32, 8, 3, 3), importance), SCHEMES["fp8"])
+    flat = search_amax(w.flatten(), by_hand.flatten(), SCHEMES["fp8"])
     assert grouped.amax == flat.amax
     assert grouped.mse == pytest.approx(flat.mse, rel=1e-5)
 
 
 def test_a_convolution_equals_the_linear_of_its_unfolded_weight():
     w, importance = torch.randn(48, 8, 3, 3) * 0.02, torch.rand(8) + 0.1
-    conv = search_amax(w, importance.view(1, 8, 1, 1), GRID, scaled=True)
-    linear = search_amax(w.flatten(1), importance.repeat_interleave(9).view(1, 72), GRID, scaled=True)
+    conv = search_amax(w, importance.view(1, 8, 1, 1), SCHEMES["fp8"])
+    linear = search_amax(w.flatten(1), importance.repeat_interleave(9).view(1, 72), SCHEMES["fp8"])
     assert conv == linear
 
 
@@ -274,22 +279,22 @@ def test_working_in_pieces_changes_nothing(importance, piece, monkeypatch):
     assert hist.mass.tolist() == pytest.approx(expected, rel=1e-12)
     for scaled in (True, False):
         expected = [true_error(w, spread, limit, scaled=scaled) for limit in limits]
-        assert clip_errors(w, spread, limits, GRID, scaled=scaled) == pytest.approx(expected, rel=1e-6)
+        assert clip_errors(w, spread, limits, scheme_of(scaled=scaled)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_errors_of_a_tensor_by_hand():
     """Unscaled limits 2 and 0.5 on weights 0.9 and 3: (0.025², 1) and (0.4², 2.5²), weighted 3 to 1."""
     w, importance = torch.tensor([[0.9, 3.0]]), torch.tensor([[3.0, 1.0]])
     expected = [(3 * 0.025**2 + 1) / 4, (3 * 0.4**2 + 2.5**2) / 4]
-    assert clip_errors(w, importance, [2.0, 0.5], GRID, scaled=False) == pytest.approx(expected, rel=1e-5)
-    assert clip_errors(w, torch.zeros(1, 2), [2.0, 0.5], GRID, scaled=False) == [0.0, 0.0]
+    assert clip_errors(w, importance, [2.0, 0.5], SCHEMES["fp8_cast"]) == pytest.approx(expected, rel=1e-5)
+    assert clip_errors(w, torch.zeros(1, 2), [2.0, 0.5], SCHEMES["fp8_cast"]) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_histogram_errors_equal_a_slow_loop(scaled):
     hist = Histogram(torch.tensor([0.013, 0.4, 1.7, 3.0]).double(), torch.tensor([5.0, 0.0, 2.0, 1.0]).double(), 3.1)
     limits = [1.6, 2.9, 3.1, 3.5]
-    found = histogram_errors(hist, torch.tensor(limits).double(), GRID, scaled=scaled)
+    found = histogram_errors(hist, torch.tensor(limits).double(), scheme_of(scaled=scaled))
     mass = hist.mass.tolist()
     for limit, error in zip(limits, found.tolist(), strict=True):
         terms = [true_error(x.reshape(1), None, limit, scaled=scaled) for x in hist.centers.float()]
@@ -299,12 +304,12 @@ def test_histogram_errors_equal_a_slow_loop(scaled):
 def test_the_smallest_of_equally_good_limits_wins():
     """All mass at 0.5 of a maximum of 1: unscaled, no limit above 0.5 changes anything."""
     hist = Histogram(torch.tensor([0.5]).double(), torch.tensor([1.0]).double(), 1.0)
-    assert search_histogram(hist, GRID, scaled=False) == 0.5
+    assert search_histogram(hist, SCHEMES["fp8_cast"]) == 0.5
 
 
 def test_the_weight_is_left_alone():
     w, importance = torch.randn(64, 32), torch.rand(1, 32)
     before = w.clone(), importance.clone()
-    search_amax(w, importance, GRID, scaled=True)
+    search_amax(w, importance, SCHEMES["fp8"])
     assert torch.equal(w, before[0])
     assert torch.equal(importance, before[1])

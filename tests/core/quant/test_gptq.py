@@ -5,12 +5,13 @@ import torch
 from hswq.hswq_core.quant.gptq import BLOCK, MOST_DAMPING, compensated
 from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
 from hswq.hswq_core.quant.moments import output_error
+from hswq.hswq_core.quant.schemes.table import SCHEMES
 
 GRID = FLOAT8_E4M3FN
 
 
 def cast(v: torch.Tensor) -> torch.Tensor:
-    return GRID.fake_quantize(v, GRID.max, scaled=False)
+    return SCHEMES["fp8_cast"].fake_quantize(v, GRID.max)
 
 
 def correlated(width: int, rows: int = 4096) -> torch.Tensor:

@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -35,10 +35,12 @@ LAYERS = {
 
 def plan_of(layers=LAYERS, method: str = "model_aware", **common: object) -> Plan:
     rows = [
-        LayerPlan(name, "Linear", shape, action, f"why {action}", change=change, **common)
+        LayerPlan(name, "Linear", shape, action, f"why {action}", "fp8_cast" if action == QUANTIZE else "").measured(
+            change=change, **common
+        )
         for name, (shape, action, change) in layers.items()
     ]
-    return Plan("v1", method, "3pct", "SDXL", "float8_e4m3fn", tuple(rows))
+    return Plan("v1", method, "3pct", "SDXL", tuple(rows))
 
 
 def write(folder: Path, source_of, plan: Plan, session: Session | None = None, **changed: str) -> Path:
@@ -81,6 +83,35 @@ def test_bytes_are_those_of_the_file_and_beyond_every_layer_in_8_bits(tmp_path, 
     report = report_file(write(tmp_path, source_of, plan_of(), session))
     assert (report.nbytes, report.smallest) == (40 + 384, 40 + 288)
     assert report.extra == pytest.approx(96 / 328)
+
+
+def test_a_plan_of_release_0_2_gives_the_same_report(tmp_path, source_of, session):
+    data = json.loads(plan_of(sqnr_db=30.0).to_json())
+    for record in data["layers"]:
+        del record["scheme"]
+    for name in ("now", "then"):
+        (tmp_path / name).mkdir()
+    now = report_file(write(tmp_path / "now", source_of, plan_of(sqnr_db=30.0), session))
+    old = {PLAN_KEY: json.dumps(data)}
+    assert report_file(write(tmp_path / "then", source_of, plan_of(sqnr_db=30.0), session, **old)) == now
+
+
+@pytest.mark.parametrize("said", ["v9", ""])
+def test_a_plan_that_says_no_known_format_is_reported_by_its_layers(said, tmp_path, source_of):
+    """The header says the format, and is checked."""
+    plan = replace(plan_of(), file_format=said)
+    report = report_file(write(tmp_path, source_of, plan_of(), **{PLAN_KEY: plan.to_json()}))
+    assert [(row.name, row.action) for row in report.rows] == [(layer.name, layer.action) for layer in plan.layers]
+    assert (report.nbytes, report.smallest) == (40 + 384, 40 + 288)
+
+
+def test_a_layer_of_a_later_scheme_is_believed(tmp_path, source_of):
+    """Whatever tensor it is; only the layer's name and numbers are this release's."""
+    plan = plan_of()
+    layers = [replace(layer, scheme="int3") if layer.name == "in.b" else layer for layer in plan.layers]
+    report = report_file(write(tmp_path, source_of, replace(plan, layers=tuple(layers))))
+    assert [(row.name, row.action) for row in report.rows] == [(layer.name, layer.action) for layer in layers]
+    assert (report.nbytes, report.smallest) == (40 + 384, 40 + 288)
 
 
 def test_the_facts_close_the_books_and_say_what_was_measured(tmp_path, source_of, session):
@@ -179,8 +210,10 @@ def deep(levels: int) -> str:
 
 def spoiled(**changes: object) -> str:
     """A plan whose first layer lies."""
-    plan = plan_of()
-    return replace(plan, layers=(replace(plan.layers[0], **changes), *plan.layers[1:])).to_json()
+    plan, own = plan_of(), {field.name for field in fields(LayerPlan)}
+    first = replace(plan.layers[0], **{name: value for name, value in changes.items() if name in own})
+    first = first.measured(**{name: value for name, value in changes.items() if name not in own})
+    return replace(plan, layers=(first, *plan.layers[1:])).to_json()
 
 
 LIES = {
@@ -202,6 +235,9 @@ LIES = {
     "another shape": spoiled(shape=(8, 9)),
     "kept, but it is FP8": spoiled(name="in.b", action=KEEP),
     "quantized, but it is not": spoiled(action=QUANTIZE),
+    "quantized by a scheme, but it is not": spoiled(action=QUANTIZE, scheme="fp8_cast"),
+    "quantized in another shape": spoiled(name="in.b", action=QUANTIZE, scheme="fp8_cast"),
+    "a scheme of no name": spoiled(scheme=3),
 }
 
 

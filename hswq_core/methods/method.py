@@ -1,0 +1,155 @@
+"""What a method is: how it decides about every layer, what it needs for that, and which settings it has.
+
+The node, the file converter and the command line read the same rows: ``table`` has those that need no running model,
+``loader/convert/methods`` adds the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+
+from ..calibration.session import Session
+from ..errors import SettingError
+from ..files.names import describe
+from ..model.layer import Layer
+from ..plan.encoding import Encoding
+from ..plan.plan import Plan
+from ..progress import Progress, no_progress
+from .exclusions import Exclusions
+from .solutions import Solutions
+from .solve import Solution
+
+# What a method may need besides the weights: a session's statistics, the model calls kept beside it, the running model.
+SESSION, STATES, MODEL = "session", "states", "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a method plans with.
+
+    Attributes:
+        layers: every layer of the model, in model order.
+        read: the weight of a layer, any device; there it is rounded.
+        exclusions: layers never quantized.
+        encoding: how layers are stored.
+        solutions: takes the codes of the layers that the method rounds itself.
+        session: statistics of the same model; None for methods that need none.
+        progress: may raise to cancel; counts bytes of weights.
+    """
+
+    layers: list[Layer]
+    read: Callable[[Layer], torch.Tensor]
+    exclusions: Exclusions
+    encoding: Encoding
+    solutions: Solutions
+    session: Session | None = None
+    progress: Progress = no_progress
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a method decided.
+
+    Attributes:
+        plan: which layer is kept or quantized, and how.
+        solutions: codes of the layers that the method rounded itself; the others are rounded to nearest.
+        notes: lines for the report.
+    """
+
+    plan: Plan
+    solutions: Mapping[str, Solution] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Settings(Protocol):
+    """A frozen dataclass whose fields are named as users know them; raises SettingError for values out of range."""
+
+    @property
+    def text(self) -> str:
+        """The budget as it appears in file names; "" for a method that has none."""
+
+    def extra_bytes(self, smallest: int, layers: int) -> int:
+        """Bytes beyond a file of ``smallest`` bytes with all ``layers`` quantized, as far as known before planning."""
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Of a method without any."""
+
+    @property
+    def text(self) -> str:
+        """No budget."""
+        return ""
+
+    def extra_bytes(self, smallest: int, layers: int) -> int:  # noqa: ARG002 - the protocol's
+        """None."""
+        return 0
+
+
+T_contra = TypeVar("T_contra", bound=Task, contravariant=True)
+
+
+@dataclass(frozen=True)
+class Method(Generic[T_contra]):
+    """One row.
+
+    Attributes:
+        name: what users choose, and files say.
+        plan: (task, settings) -> Planned.
+        needs: some of ``SESSION``, ``STATES``, ``MODEL``.
+        settings: class of its settings.
+        own_codes: whether it rounds layers itself, so that their codes lie on the disk until the file is written.
+        options: whether it honours an encoding's options; else layers are stored in the format's usual way.
+    """
+
+    name: str
+    plan: Callable[[T_contra, Any], Planned]
+    needs: frozenset[str] = frozenset()
+    settings: Callable[..., Settings] = NoSettings
+    own_codes: bool = False
+    options: bool = False
+
+    def chosen(self, inputs: object) -> Settings:
+        """Its settings, by their names among the attributes of ``inputs``; the default where one is missing."""
+        names = [f.name for f in fields(self.settings) if hasattr(inputs, f.name)]  # type: ignore[arg-type]
+        return self.settings(**{name: getattr(inputs, name) for name in names})
+
+    def tail(self, settings: Settings, session: Session | None) -> str:
+        """What of a new file's name says how it was made."""
+        return self.name if session is None else describe(session.calls, settings.text)
+
+
+def method_named(name: str, methods: Mapping[str, Method[T_contra]]) -> Method[T_contra]:
+    """The row called ``name``; SettingError for any other."""
+    if name not in methods:
+        raise SettingError("method", got=repr(name), expected=" or ".join(methods), remedy="Choose one of them.")
+    return methods[name]
+
+
+def require_session(method: str, session: Session | None) -> Session:
+    """The session that ``method`` needs; SettingError if there is none."""
+    if session is None:
+        raise SettingError(
+            "session",
+            got="none",
+            expected=f"the statistics of this model, for method {method}",
+            remedy="Calibrate it in ComfyUI and give the session, or choose learned or nearest.",
+        )
+    return session
+
+
+def require_options(method: Method[Any], encoding: Encoding, methods: Mapping[str, Method[Any]]) -> None:
+    """Raise SettingError for options of the encoding that ``method`` does not honour."""
+    if method.options or encoding == Encoding(encoding.file_format):
+        return
+    able = " or ".join(row.name for row in methods.values() if row.options)
+    raise SettingError(
+        "scale_per, fast_matmul",
+        got=f"{encoding.granularity}, {encoding.fast_matmul:g} with method {method.name}",
+        expected=f"method {able}",
+        remedy=f"Choose {able}, or leave both at their defaults.",
+    )

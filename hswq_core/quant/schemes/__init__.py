@@ -1,0 +1,1 @@
+"""How one layer's weight can be stored and run: one file a scheme, one table of them all."""

@@ -1,0 +1,38 @@
+"""All schemes, by name."""
+
+from __future__ import annotations
+
+import torch
+
+from ...errors import SettingError
+from ..grid import FLOAT8_DTYPES
+from .fp8 import Fp8, Fp8Cast, Fp8Channel
+from .scheme import CHANNEL, TENSOR, Scheme
+
+SCHEMES: dict[str, Scheme] = {row.name: row for row in (Fp8(), Fp8Channel(), Fp8Cast())}
+
+
+def scheme_named(name: str) -> Scheme:
+    """The row called ``name``; SettingError for any other."""
+    if name not in SCHEMES:
+        raise SettingError("scheme", got=repr(name), expected=" or ".join(SCHEMES), remedy="Update this node pack.")
+    return SCHEMES[name]
+
+
+def holds_codes(dtype: torch.dtype) -> bool:
+    """Whether a weight of this dtype in a file is quantized, by whomever."""
+    return dtype in FLOAT8_DTYPES or any(row.dtype == dtype for row in SCHEMES.values())
+
+
+def scheme_stored(dtype: torch.dtype, scales: int, number_format: str | None = None) -> Scheme | None:
+    """The scheme that a tensor in a file is stored by; None: by none of the table.
+
+    Args:
+        dtype: of the weight in the file.
+        scales: how many numbers its scale has; 0: it has none.
+        number_format: what its ``comfy_quant`` says; None: it has none.
+    """
+    granularity = CHANNEL if scales > 1 else TENSOR
+    rows = (row for row in SCHEMES.values() if row.dtype == dtype and row.scaled == bool(scales))
+    fitting = [row for row in rows if number_format in (None, row.number_format)]
+    return next((row for row in fitting if not row.scaled or row.granularity == granularity), None)
