@@ -1,9 +1,9 @@
-"""Minutes and memory of `model_aware` on models of real size, random weights: no quality, only whether it gets through.
+"""Minutes and memory of `model_aware` on full-size models with random weights: not quality, only whether it finishes.
 
     nox -s bench -- big.py --model sdxl --latent 64
 
 Models: the whole SDXL UNet (2.57 G parameters), and Flux at its real width with few blocks. On a GPU, ComfyUI's own
---reserve-vram stands for a smaller card: `--device cuda --reserve 12`.
+--reserve-vram simulates a smaller card: `--device cuda --reserve 12`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Clock:
         self.bar.set_description_str(f"{step} ({done}/{total})")
 
     def lap(self, stage: str) -> None:
-        """The stage at hand ends, another begins."""
+        """End the current stage and start the next."""
         now = time.perf_counter()
         self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self.since
         self.stage, self.since = stage, now
@@ -99,7 +99,7 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
 
 
 def drawn(session: Path) -> int:
-    """Pictures that an earlier run has calibrated with."""
+    """Number of pictures that an earlier run calibrated with."""
     from hswq.hswq_core.calibration.session import load_session
 
     return load_session(session).images if session.exists() else 0

@@ -1,10 +1,11 @@
-"""What calibration costs: sampling with the Calibration node beside sampling without, and a session's size.
+"""The cost of calibration: sampling with the Calibration node against sampling without it, and a session's size.
 
     nox -s bench -- calibration.py --models sdxl --threads 2
 
-Reference models, the node's own path with its defaults: hooks, kept calls, and saving at the end of the run. Runs are
-paired, in alternating order; ratios are medians of the pairs', of the clock and of the processor's time, which other
-work on the machine disturbs less. `--whole` measures the session of a whole model instead, of random statistics.
+Reference models, through the node's own path with its defaults: hooks, kept calls, and saving at the end of the run.
+Runs are paired, in alternating order; ratios are medians over the pairs, of wall-clock time and of CPU time, which
+other work on the machine disturbs less. `--whole` instead measures the session of a full-size model with random
+statistics.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rig import tiny
 from rig.inprocess import load_model, sample
 
 SAVE_EVERY = 50  # the node's default
-Seconds = tuple[float, float]  # of the clock, of the processor
+Seconds = tuple[float, float]  # wall-clock, CPU
 
 
 def main() -> None:
@@ -71,7 +72,7 @@ def measured(reference: Reference, options: argparse.Namespace, every: int) -> s
 
 
 def _pair(models: list[Any], reference: Reference, options: argparse.Namespace, number: int) -> list[Seconds]:
-    """Of one run without calibration and one with, each first in turn."""
+    """Times of one run without calibration and one with it; which runs first alternates."""
     seconds = dict[int, Seconds]()
     for which in sorted((0, 1), reverse=number % 2 == 1):
         clock, processor = time.perf_counter(), time.process_time()
@@ -97,7 +98,7 @@ def _draw(model: Any, reference: Reference, options: argparse.Namespace, seed: i
 
 
 def whole_session(kind: str) -> str:
-    """Layers and sizes of the session of a model of real size."""
+    """Number of layers and sizes of a full-size model's session."""
     from hswq.hswq_core.calibration.session import save_session
 
     session = random_session(tiny.make(kind))
@@ -111,7 +112,7 @@ def whole_session(kind: str) -> str:
 
 
 def nbytes(session: Any) -> int:
-    """Of all tensors of a session."""
+    """Bytes of all tensors of a session."""
     sums = (tensor for stats in session.layers.values() for tensor in (stats.abs_sum, stats.mean_sum))
     return sum(tensor.nbytes for tensor in sums) + int(session.fingerprint.weights.nbytes)
 

@@ -1,9 +1,9 @@
-"""The command line's `convert`, file to file: seconds beside copying the same file, and memory.
+"""The command line's `convert`, file to file: seconds against copying the same file, and memory.
 
     nox -s bench -- convert.py --model sdxl --threads 2
 
-Random weights, a session of random statistics. Copying ends with fsync, as writing does. Memory is what the process
-holds itself: the source is mapped, its pages are the system's to drop.
+Random weights, and a session of random statistics. Copying ends with fsync, as writing does. Memory is the process's
+private memory: the source is mapped, and the system may drop its pages.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def random_session(source: Path) -> Session:
 
 
 def copied(source: Path, target: Path) -> float:
-    """Seconds to copy a file and see it on the disk."""
+    """Seconds to copy a file and sync it to disk."""
     began = time.perf_counter()
     with source.open("rb") as reading, target.open("wb") as writing:
         shutil.copyfileobj(reading, writing, 2**24)
@@ -82,7 +82,7 @@ def copied(source: Path, target: Path) -> float:
 
 
 def converted(source: Path, folder: Path, method: str, file_format: str, threads: int) -> tuple[float, float]:
-    """(seconds, peak of the process's own bytes) of the command."""
+    """(seconds, peak private bytes of the process) of the command."""
     wish = ["--method", method, "--format", file_format, "--session", str(folder / "random.pt"), "-o", str(folder)]
     found = watched(["convert", str(source), *wish], threads)
     for file in folder.glob("*.safetensors"):
@@ -91,7 +91,7 @@ def converted(source: Path, folder: Path, method: str, file_format: str, threads
 
 
 def watched(arguments: list[str], threads: int) -> tuple[float, float]:
-    """(seconds, peak of the process's own bytes) of a command line."""
+    """(seconds, peak private bytes of the process) of a command line."""
     command = [sys.executable, "-m", "hswq_core", "-q", *arguments]
     began = time.perf_counter()
     running = subprocess.Popen(command, cwd=pack.ROOT, env=child_environment(threads))

@@ -1,7 +1,7 @@
-"""The whole way in one command: calibrate, convert to V1, V2 and comfy, load, compare.
+"""The whole workflow in one command: calibrate, convert to V1, V2 and comfy, load, compare.
 
 A real ComfyUI server runs the shipped Flux workflows over HTTP on the trained Flux-layout reference model, with
-captions that calibration never saw. How good each method is on which model, `nox -s quality` measures.
+captions that calibration never saw. `nox -s quality` measures how good each method is on each model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN  # noqa: E402
 from hswq.hswq_core.quant.metrics import error_to_db  # noqa: E402
 
 FAMILY, FOLDER, SESSION, SIZE = "flux", "diffusion_models", "demo", 128
-# format -> opened by the stock loader?
+# format -> does the stock loader open it?
 FORMATS = {"v1": False, "v2": False, "comfy": True}
 
 
@@ -77,7 +77,7 @@ class Demo:
         self.source = flow.TRAINED[FAMILY]
 
     def rows(self) -> list[Row]:
-        """One for the source, one for each format."""
+        """One row for the source, one for each format."""
         for number, caption in enumerate(calibration_prompts(self.options.runs), 1):
             self.run(f"calibrating, run {number}", flow.calibration(self.prompt(flow.CALIBRATE, caption)))
         reference = self.draw("FP16", self.source.file_name, stock=True)
@@ -102,7 +102,7 @@ class Demo:
         return flow.prepare(self.server, FAMILY, job, seed=caption.seed, caption=caption.caption, **settings)
 
     def draw(self, name: str, file: str, *, stock: bool) -> torch.Tensor:
-        """Pictures [n, 3, height, width] in 0..1 of a file; one PNG of them all."""
+        """Draw a file's pictures [n, 3, height, width] in 0..1, and save them as one PNG."""
         drawn = []
         for caption in self.captions:
             opened = flow.opening(self.prompt(flow.LOAD, caption), file, FOLDER, stock=stock)
@@ -113,7 +113,7 @@ class Demo:
 
 
 def newest(server: ComfyServer) -> Path:
-    """The file written last."""
+    """The most recently written file."""
     return max((server.output / FOLDER).glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
 
 
@@ -125,7 +125,7 @@ def picture(server: ComfyServer, result: Result) -> torch.Tensor:
 
 
 def row(source: Path, file: Path, reference: torch.Tensor, drawn: torch.Tensor, stock: bool) -> Row:
-    """What a converted file is worth."""
+    """The row of a converted file."""
     header = json.loads(FileSource(file).metadata["hswq"])
     counts = "/".join(str(header["counts"][action]) for action in ("quantize", "keep", "skip"))
     quality = np.mean([psnr(a, b) for a, b in zip(drawn, reference, strict=True)])
@@ -134,7 +134,7 @@ def row(source: Path, file: Path, reference: torch.Tensor, drawn: torch.Tensor, 
 
 
 def sqnr(original: Path, file: Path) -> float:
-    """SQNR in dB of all quantized weights of a file together."""
+    """SQNR in dB over all quantized weights of a file."""
     source, converted = FileSource(original), FileSource(file)
     noise = signal = 0.0
     for key, info in converted.entries.items():

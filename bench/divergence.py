@@ -1,8 +1,8 @@
-"""Which calls make a picture diverge? Pictures drawn by FP16, with the FP8 model in a few of the steps only.
+"""Which calls make a picture diverge? Pictures drawn in FP16, with the FP8 model in only a few of the steps.
 
     nox -s bench -- divergence.py --models sdxl
 
-For every picture: PSNR against FP16 with the file of `model_aware` in all steps, in the first, in the next, and so on.
+For every picture: PSNR against FP16 with the `model_aware` file in all steps, in the first, in the next, and so on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORST = 4
 
 
 def main() -> None:
-    """Print one table a model."""
+    """Print one table per model."""
     asked = parser(__doc__)
     asked.add_argument("--prompts", type=int, default=48)
     asked.add_argument("--extra", type=float, default=3.0, help="percent")
@@ -46,7 +46,7 @@ def measured(reference: Reference, options: Any) -> dict[tuple[int, int], list[f
 
 
 def mixed(exact: Any, rounded: Any, steps: tuple[int, int]) -> Any:
-    """``exact`` whose calls of these steps are answered by ``rounded``."""
+    """``exact``, but with the calls of these steps computed by ``rounded``."""
     import comfy.model_management
     from comfy.patcher_extension import WrappersMP
 
@@ -65,7 +65,7 @@ def mixed(exact: Any, rounded: Any, steps: tuple[int, int]) -> Any:
 
 
 def table(found: dict[tuple[int, int], list[float]]) -> str:
-    """One line a range; the worst pictures are those of all steps."""
+    """One line per range of steps; the worst pictures are the worst with FP8 in all steps."""
     worst = np.argsort(found[RANGES[0]])[:WORST]
     heads = " | ".join(f"picture {i}" for i in worst)
     lines = [f"| FP8 in steps | mean | median | 5th pct | {heads} |", "|---|" + "--:|" * (3 + WORST)]

@@ -1,9 +1,9 @@
-"""How much of a model may multiply in 8 bits, and what its calls lose by it.
+"""How much of a model can multiply in 8 bits, and how much its calls lose.
 
     nox -s bench -- fast.py --models flux
 
-What the Converter's report says with format comfy at +3 % for several values of `fast_matmul`; what the pictures lose:
-`nox -s quality`.
+What the Converter's report says with format comfy at +3 % for several values of `fast_matmul`. `nox -s quality` shows
+what the pictures lose.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Feeds the readers hostile input, guided by coverage, and says what that found (Linux).
+"""Feeds the readers hostile input, guided by coverage, and reports the findings (Linux).
 
     nox -s fuzz -- session --runs 1000000
 
-Every input must be taken or refused by an error of this pack, within a second of CPU time and a GB of memory. One that
-is not is left in `.cache/fuzz/<target>/`, beside the inputs that reached new code; it belongs into
+Every input must be accepted, or refused with one of this pack's errors, within a second of CPU time and 1 GB of memory.
+Any other input is left in `.cache/fuzz/<target>/`, beside the inputs that reached new code; move it to
 `tests/data/hostile/`, where the tests replay it.
 """
 
@@ -30,7 +30,7 @@ pack.alias()
 
 
 def main() -> None:
-    """Print one line for each target; ends with 1 if anything was found."""
+    """Print one line for each target; exit with 1 if anything was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", help="default: all")
     parser.add_argument("--runs", type=int, default=100_000)
@@ -48,8 +48,8 @@ def main() -> None:
 
 
 def fuzzed(name: str, options: argparse.Namespace) -> bool:
-    """One target in a process of its own: the fuzzer ends it."""
-    shared = Path("/dev/shm")  # noqa: S108 - files that live for a millisecond
+    """Fuzz one target in a separate process, because the fuzzer ends its process."""
+    shared = Path("/dev/shm")  # noqa: S108 - short-lived files
     wish = [f"--{key}={getattr(options, key)}" for key in ("runs", "seconds", "seed")]
     command = [sys.executable, __file__, name, *wish, "--inside"]
     with TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
@@ -94,13 +94,13 @@ def fuzz(name: str, folder: Path, limits: tuple[str, ...]) -> None:
 
 
 class Worst:
-    """The slowest input and the most memory so far, kept where the process's end does not take them."""
+    """The slowest input and the highest memory use so far, stored where they survive the process."""
 
     def __init__(self) -> None:
         self.seconds, self.size = 0.0, 0
 
     def note(self, seconds: float, size: int) -> None:
-        """Raise TimeoutError over the second an input has."""
+        """Raise TimeoutError if an input took more than its second."""
         if seconds > self.seconds or size > self.size:
             self.seconds, self.size = max(seconds, self.seconds), max(size, self.size)
             print(f"slowest {self.seconds:.3f} s, memory {self.size / 1e6:.0f} MB", flush=True)

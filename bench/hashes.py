@@ -1,10 +1,10 @@
-"""sha256 of everything the pack makes of the reference models: what a change to the code must leave as it is.
+"""sha256 of everything the pack makes from the reference models, which a refactoring must not change.
 
     nox -s bench -- hashes.py --write before.json      # on the commit to compare with
     nox -s bench -- hashes.py --against before.json    # on yours, same machine: exit 1 if anything differs
 
-Goes through node ids and the command line only, so that it runs on any layout of the code. Sums are added up in another
-order on another machine or with other threads: hashes compare on one machine only. Times and dates are left out.
+Uses only node ids and the command line, so that it runs on any layout of the code. The order of summation depends on
+the machine and the number of threads, so compare hashes on one machine only. Times and dates are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from safetensors import safe_open
 
 FORMATS = ("v1", "v2", "comfy")
 FILE_METHODS = ("nearest", "learned", "hswq")
-# Extra inputs of HSWQ Converter, by a short name.
+# Extra inputs of HSWQ Converter, under a short name.
 OPTIONS = {
     "v2 per channel": {"format": "v2", "scale_per": "channel"},
     "comfy fast": {"format": "comfy", "fast_matmul": 3.0},
@@ -44,7 +44,7 @@ Hashes = dict[str, str]
 
 
 def main() -> None:
-    """Make everything, write or compare."""
+    """Make everything, then write or compare."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--models", nargs="*", choices=sorted(REFERENCES), default=sorted(REFERENCES))
     asked.add_argument("--pictures", type=int, default=8, help="to calibrate with")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def agree(found: Hashes, before: Hashes, models: list[str]) -> None:
-    """Exit 1 and name what differs."""
+    """Exit with 1, naming what differs."""
     before = {key: value for key, value in before.items() if key.partition(":")[0] in (*models, "node")}
     wrong = sorted(key for key in {*found, *before} if found.get(key) != before.get(key))
     if wrong:
@@ -77,7 +77,7 @@ def agree(found: Hashes, before: Hashes, models: list[str]) -> None:
 
 
 def schemas() -> Hashes:
-    """Ids, inputs, defaults and outputs of every node. The lists of files are left out."""
+    """Ids, inputs, defaults and outputs of every node, without the lists of files."""
     return {f"node: {kind.GET_SCHEMA().node_id}": text_hash(json.dumps(_shown(kind))) for kind in _nodes()}
 
 
@@ -134,7 +134,7 @@ def converted(model: Any, session: str) -> Iterator[tuple[str, str]]:
 
 
 def finished(what: str, path: str, text: str) -> Iterator[tuple[str, str]]:
-    """Of a written file: its name, its tensors, its header, the plan beside it, and what is said of it."""
+    """Hashes of a written file: its name, tensors, header, the plan beside it, and the report."""
     file = Path(path)
     yield f"{what}, name", text_hash(file.name)
     yield f"{what}, tensors", tensors_hash(file)
@@ -206,14 +206,14 @@ def _nodes() -> list[Any]:
     from server import PromptServer
 
     if getattr(PromptServer, "instance", None) is None:
-        PromptServer.instance = None  # nobody listens
+        PromptServer.instance = None  # no client is listening
     from hswq.nodes import NODES
 
     return list(NODES)
 
 
 def session_hash(path: Path) -> str:
-    """Of a session's content but for its times."""
+    """Hash of a session's content without its times."""
     data = torch.load(path, weights_only=True)
     for name in VOLATILE:
         del data["meta"][name]
@@ -230,7 +230,7 @@ def _canonical(value: Any) -> str:
 
 
 def tensors_hash(path: Path) -> str:
-    """Of a safetensors file's tensors, in the order of the file, without its metadata."""
+    """Hash of a safetensors file's tensors, in the order of the file, without its metadata."""
     found = hashlib.sha256()
     with safe_open(path, "pt") as opened:
         for key in opened.keys():  # noqa: SIM118
@@ -241,12 +241,12 @@ def tensors_hash(path: Path) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """Of a file."""
+    """Hash of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def text_hash(text: str) -> str:
-    """Of a text but for ``LEFT_OUT``."""
+    """Hash of a text without what ``LEFT_OUT`` matches."""
     return hashlib.sha256(LEFT_OUT.sub("", text).encode()).hexdigest()
 
 

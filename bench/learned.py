@@ -1,10 +1,10 @@
-"""What rounding without calibration is worth on inputs that layers really get.
+"""How well rounding without calibration does on inputs that layers really get.
 
     nox -s bench -- learned.py --models flux
 
-Every layer of a reference model is rounded by its weight alone; how much its outputs err on the inputs of recorded
-calls is compared with nearest rounding, beside the quantized loss that the method goes by. As rows: settings of the
-method, and on a tenth of the layers AdaRound's own relaxation of the same loss.
+Every layer of a reference model is rounded from its weight alone. Its output error on the inputs of recorded calls is
+compared with nearest rounding, next to the quantized loss that the method minimizes. The rows are settings of the
+method and, on a tenth of the layers, AdaRound's own relaxation of the same loss.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Rounder = Callable[[Seen], torch.Tensor]
 
 
 def main() -> None:
-    """Print one table a model."""
+    """Print one table per model."""
     for name in begun(parser(__doc__)).models:
         layers = seen(name)
         print(f"\n{REFERENCES[name].layout}, {len(layers)} layers\n\n{table(layers)}", flush=True)
@@ -64,7 +64,7 @@ def seen(name: str) -> list[Seen]:
         ]
         read = {layer.name: job.read(layer).float().flatten(1) for layer in chosen}
     scales = {key: FLOAT8_E4M3FN.scale(w.abs().max()) for key, w in read.items()}
-    # Cloned: tensors of inference mode know no gradients, which AdaRound needs.
+    # Cloned: inference-mode tensors cannot have gradients, which AdaRound needs.
     return [Seen(key, (w / scales[key]).clone(), moments[key].gram.clone()) for key, w in read.items()]
 
 
@@ -102,10 +102,10 @@ def by_descent(ridge: float | None = None, **options: int) -> Rounder:
 
 
 def relaxed(weight: float) -> Rounder:
-    """AdaRound (Nagel et al. 2020): each weight between its two neighbours by a rectified sigmoid, found by Adam.
+    """AdaRound (Nagel et al. 2020): place each weight between its two neighbours by a rectified sigmoid, using Adam.
 
     Args:
-        weight: of the regularizer 1 - |2h - 1|^β, β from 20 to 2, beside the loss relative to nearest rounding's.
+        weight: of the regularizer 1 - |2h - 1|^β, β from 20 to 2, against the loss relative to nearest rounding.
     """
     from hswq.hswq_core.methods.learned import LearnedOptions, input_moments
     from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN

@@ -1,11 +1,11 @@
-"""HSWQ Loader beside ComfyUI's own on a plain FP8 file: memory, time to load, time of a call, LoRAs.
+"""HSWQ Loader against ComfyUI's own with a plain FP8 file: memory, time to load, time per call, LoRAs.
 
     nox -s bench -- loader.py --models sd15 sdxl-small flux-tiny --threads 2
 
-Random weights. Ours opens a v2 file (hswq, keep 0.1), ComfyUI's loader (weight_dtype fp8_e4m3fn) a plain v1 file of all
-layers, and once a scaled one, in comfy format. Times are paired, in alternating order, and given as the median of the
-pairs' ratios. Memory is that of a fresh process, which imports ComfyUI's model classes as it first loads; once more:
-with the first model still open. With a GPU: `--device cuda --latent 128 --batch 4`.
+Random weights. Ours opens a v2 file (hswq, keep 0.1); ComfyUI's loader (weight_dtype fp8_e4m3fn) opens a plain v1 file
+of all layers, and once a scaled one, in comfy format. Times are paired, in alternating order, and given as the median
+ratio of the pairs. Memory is that of a fresh process, which imports ComfyUI's model classes at its first load; "once
+more" is with the first model still open. With a GPU: `--device cuda --latent 128 --batch 4`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measured(kind: str) -> dict[str, float]:
-    """A row: each step in a fresh process."""
+    """One row, with each step in a fresh process."""
     with TemporaryDirectory() as folder:
         row: dict[str, float] = {}
         for step in CHILDREN:
@@ -118,9 +118,9 @@ def measure_memory(folder: Path, options: argparse.Namespace) -> dict[str, float
 
 
 def opened_with_peak(path: Path) -> tuple[Any, int]:
-    """The opened model, and by how many bytes the process grew meanwhile."""
+    """The opened model, and by how many bytes the process grew while opening it."""
     before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     model = inprocess.open_fp8(path)
     return model, _memory("VmHWM") - before
 
@@ -166,7 +166,7 @@ def measure_time(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def _loaded(model: Any) -> Any:
-    """The model with its patches where it computes."""
+    """The model with its patches, on the device where it computes."""
     import comfy.model_management
 
     comfy.model_management.load_models_gpu([model])
@@ -174,9 +174,9 @@ def _loaded(model: Any) -> Any:
 
 
 def paired(run: Callable[[str], Any], repeats: int, who: str = "ours") -> tuple[float, float]:
-    """Medians over pairs, in alternating order: seconds of ``who`` by those of "stock", seconds of ``who``.
+    """Medians over pairs, in alternating order: seconds of ``who`` divided by those of "stock", and seconds of ``who``.
 
-    A first pair warms up.
+    The first pair is a warm-up.
     """
     ratios, own = [], []
     for index in range(repeats + 1):
@@ -192,7 +192,7 @@ def paired(run: Callable[[str], Any], repeats: int, who: str = "ours") -> tuple[
 
 
 def opened_stock(path: Path) -> Any:
-    """By Load Diffusion Model, weight_dtype fp8_e4m3fn."""
+    """Opened with Load Diffusion Model, weight_dtype fp8_e4m3fn."""
     return inprocess.load_model(path, dtype=torch.float8_e4m3fn)
 
 
@@ -206,7 +206,7 @@ def resident(model: Any) -> int:
 
 
 def _memory(what: str) -> int:
-    """Bytes, from the kernel's account of this process."""
+    """Bytes, from the kernel's accounting of this process."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
 

@@ -1,4 +1,4 @@
-"""What is left of a file's quality once a LoRA is added? Pictures beside those of the FP16 model with the same LoRA.
+"""How much of a file's quality survives a LoRA? Pictures against those of the FP16 model with the same LoRA.
 
     nox -s bench -- lora.py --models sdxl flux --threads 2
 
@@ -31,7 +31,7 @@ ROWS = (
 
 
 def main() -> None:
-    """Print one table a model."""
+    """Print one table per model."""
     asked = parser(__doc__)
     asked.add_argument("--prompts", type=int, default=48)
     asked.add_argument("--strength", type=float, default=0.1)
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def table(reference: Reference, options: Any) -> str:
-    """PSNR with and without the LoRA, one line a row."""
+    """PSNR with and without the LoRA, one line per row."""
     subject, prompts = Subject(reference, 32), evaluation_prompts(options.prompts)
     lora = random_lora(subject.model, options.strength)
     plain = draw(subject.model, reference, prompts)
@@ -63,7 +63,7 @@ def table(reference: Reference, options: Any) -> str:
 
 
 def random_lora(model: Any, strength: float) -> dict[str, torch.Tensor]:
-    """Keys ComfyUI's LoRA loader knows; std of up @ down = ``strength`` · std of the weight."""
+    """A LoRA with keys ComfyUI's LoRA loader knows; std of up @ down = ``strength`` · std of the weight."""
     from hswq.loader.model import layer_modules
 
     rng, state = torch.Generator().manual_seed(0), {}
@@ -77,7 +77,7 @@ def random_lora(model: Any, strength: float) -> dict[str, torch.Tensor]:
 
 
 def patched(model: Any, lora: dict[str, torch.Tensor]) -> Any:
-    """The MODEL behind a LoRA loader of strength 1."""
+    """The MODEL after a LoRA loader with strength 1."""
     import comfy.sd
 
     with torch.inference_mode():

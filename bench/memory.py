@@ -1,10 +1,10 @@
-"""Converts a file of real size under a memory limit, and verifies every tensor of the result.
+"""Converts a full-size file under a memory limit, and verifies every tensor of the result.
 
     nox -s bench -- memory.py --model flux --limit-gb 6
 
-Random weights, a session of random statistics. The limit is a control group's (Linux, needs the right to make one); it
-counts the process's memory and the file pages it keeps. Each FP8 weight must equal the core's own cast with the plan's
-clip limit, each scale that limit's, and every other tensor the source's, bit for bit.
+Random weights, and a session of random statistics. The limit is set by a control group (Linux, needs permission to make
+one), which counts the process's memory and the file pages it keeps. Each FP8 weight must equal the core's own cast with
+the plan's clip limit, each scale must be that limit's, and every other tensor must equal the source's, bit for bit.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def converted(source: Path, folder: Path, method: str, options: argparse.Namespace) -> tuple[float, int]:
-    """(seconds, most bytes counted against the limit) of the command."""
+    """(seconds, peak bytes counted against the limit) of the command."""
     wish = ["--method", method, "--format", options.format, "--session", str(folder / "random.pt"), "-o", str(folder)]
     command = [sys.executable, "-m", "hswq_core", "-q", "convert", str(source), *wish]
     with limited(round(options.limit_gb * 2**30)) as group:
@@ -76,7 +76,7 @@ def converted(source: Path, folder: Path, method: str, options: argparse.Namespa
 
 @contextmanager
 def limited(size: int) -> Iterator[Path]:
-    """A control group of so many bytes, version 1 or 2."""
+    """A control group limited to ``size`` bytes, cgroup version 1 or 2."""
     first = (GROUPS / "memory").is_dir()
     group = (GROUPS / "memory" if first else GROUPS) / "hswq-bench"
     group.mkdir()
@@ -88,7 +88,7 @@ def limited(size: int) -> Iterator[Path]:
 
 
 def verified(source: Path, made: Path) -> str:
-    """How many tensors are what they should be; raises for the first that is not."""
+    """How many tensors are correct; raises at the first that is not."""
     before, after = FileSource(source), FileSource(made)
     plan = Plan.from_json(after.metadata[PLAN_KEY])
     row = FORMATS[json.loads(after.metadata["hswq"])["format"]]

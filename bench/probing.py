@@ -1,11 +1,12 @@
-"""Which cheap measure ranks layers as the finished picture does?
+"""Which cheap measure ranks layers the way the finished picture does?
 
     nox -s bench -- probing.py --models flux
 
-The truth: every layer alone rounded, four pictures drawn in 20 steps, the squared change of their pixels. Beside it
-what single calls say: of how many states, relative to what the call removes or as denoised picture, and without any
-call. For each: rank correlation with the truth, and how much more change than by the truth's own choice is left when
-1, 3 and 6 % of the bytes are spent by it. Middle: of each picture the middle half of its height and width alone.
+Ground truth: one layer rounded at a time, four pictures drawn in 20 steps, the squared change of their pixels. It is
+compared with what single calls say, for several numbers of states, relative to what the call removes or on the denoised
+picture, and with a measure that needs no call. For each: rank correlation with the truth, and how much more change is
+left than with the truth's own choice when 1, 3 and 6 % of the bytes are spent. Middle: only the middle half of each
+picture's height and width.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Measure = dict[str, float]
 
 @dataclass
 class Probed:
-    """What was measured of one model: {layer: number} by measure, and what keeping a layer costs."""
+    """Measurements of one model: {layer: number} for each measure, and what keeping a layer costs."""
 
     truth: Measure
     measures: dict[str, Measure]
@@ -41,7 +42,7 @@ class Probed:
 
 
 def main() -> None:
-    """Print one table a model."""
+    """Print one table per model."""
     options = begun(parser(__doc__))
     for name in options.models:
         with torch.inference_mode():
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def probed(reference: Reference) -> Probed:
-    """Every layer alone rounded, v2."""
+    """Measure with one layer rounded at a time, v2."""
     from hswq.loader.replay.replay import Replay
 
     job, rounder, outcome = Subject(reference, 32).solved("v2", BUDGETS[1])
@@ -78,7 +79,7 @@ def probed(reference: Reference) -> Probed:
 
 
 def changes(found: Any, wanted: Any) -> list[tuple[float, float]]:
-    """(squared change of the denoised latent, the same relative to what the call removes) of each state."""
+    """(squared change of the denoised latent, the same relative to what the call removes) for each state."""
     from hswq.loader.replay.replay import relative_change
 
     change = (found.denoised - wanted.denoised).square().flatten(1).sum(1)
@@ -96,7 +97,7 @@ def by_calls(calls: Mapping[str, list[tuple[float, float]]]) -> dict[str, Measur
 
 
 def by_shortlist(found: Probed, percent: float) -> Measure:
-    """What the product does with a large model: the likely layers by calls, the others by what those say."""
+    """What the pack does with a large model: likely layers are measured by calls, the others estimated from those."""
     from hswq.loader.model_aware.probe import filled, likely
 
     own, calls = found.measures["own output error"], found.measures["2 calls, relative"]
@@ -118,7 +119,7 @@ def table(found: Probed) -> str:
 
 
 def left(found: Probed, measure: Measure, percent: float) -> float:
-    """Change of the pictures that is left, in dB above that of the truth's choice."""
+    """Change of the pictures that remains, in dB above that of the truth's choice."""
     from hswq.hswq_core.plan.budget import choose_kept
 
     budget, rests = bytes_of(found, percent), []

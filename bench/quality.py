@@ -1,10 +1,10 @@
-"""How good are the pictures? Every method on the trained reference models, judged against FP16.
+"""How good are the pictures? Every method on the trained reference models, compared with FP16.
 
     nox -s quality                                       # all models, all methods
     nox -s quality -- --models flux --prompts 8 --quick
 
-Each method writes a file by the product's own path (calibration wrapper, planner, writer, check), the loader
-people would use opens it, and ComfyUI samples prompts and seeds that calibration never saw.
+Each method writes a file through the pack's own code path (calibration wrapper, planner, writer, check), the loader
+that people would use opens it, and ComfyUI samples prompts and seeds that calibration never saw.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def judged(name: str, options: argparse.Namespace) -> list[report.Score]:
             bar.set_description_str(f"{name}: {method.label}")
             drawn.append(judge(method, subject, truth))
             bar.update()
-    # Formats of one method look alike: of each the v2 file, or the only one.
+    # The formats of a method look alike: show its v2 file, or its only one.
     shown = [row for row in drawn if not row[0].method.endswith((" v1", " comfy"))]
     contact_sheet(truth, shown, options.output / f"{name}.png")
     return [score for score, _ in drawn]

@@ -1,12 +1,12 @@
-"""Nothing lost: processes killed (SIGKILL) while they calibrate and convert, and what is on disk behind them.
+"""Nothing is lost: kills processes (SIGKILL) while they calibrate and convert, and checks what is left on disk.
 
     nox -s bench -- reliability.py kill --runs 200
 
-The nodes' own code on a small model, in ComfyUI's own modules, each time in a process of its own. Half of the kills
-come at uniformly random moments of a run, half within 4 ms of the sight of a temporary file. After each kill every
-file under a final name is read whole: a session must load, its layers agree on its calls and its states belong to it; a
-converted file must be, byte for byte, that of an undisturbed run, and the next conversion must write it. Ends with
-exit code 1 if anything was damaged, left behind, or more calls lost than one interval of saving.
+Runs the nodes' own code on a small model, with ComfyUI's own modules, each time in a separate process. Half of the
+kills come at uniformly random moments of a run, half within 4 ms of a temporary file appearing. After each kill, every
+file under a final name is read in full: a session must load, its layers must agree on its calls and its states must
+belong to it; a converted file must be byte for byte that of an undisturbed run, and the next conversion must write it.
+Exits with code 1 if anything was damaged or left behind, or if more calls were lost than one save interval.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-os.environ["OMP_NUM_THREADS"] = "1"  # forked children must find no pool of threads
+os.environ["OMP_NUM_THREADS"] = "1"  # forked children must not inherit a thread pool
 
 import torch
 from crash.calibrating import CALIBRATING, Calibrating
@@ -37,7 +37,7 @@ WORK = [CALIBRATING, *WAYS]
 
 
 def main() -> None:
-    """A row of a table for each work, or with --json an object."""
+    """Print a table row for each kind of work, or an object with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["kill"])
     parser.add_argument("--runs", type=int, default=200, help="kills while calibrating, and as many while converting")
@@ -48,12 +48,12 @@ def main() -> None:
     torch.set_num_threads(1)
     pack.alias()
     load_comfy()
-    logging.disable(logging.INFO)  # ComfyUI tells of every file it loads
+    logging.disable(logging.INFO)  # ComfyUI logs every file it loads
     if not options.json:
         print(HEAD, flush=True)
     sound = True
     with TemporaryDirectory(prefix="hswq-crash-") as folder:
-        rng = random.Random(options.seed)  # noqa: S311 - moments, no secret
+        rng = random.Random(options.seed)  # noqa: S311 - random moments, not a secret
         for tally in killed(Path(folder), options.work, options.runs, rng):
             print(json.dumps(asdict(tally)) if options.json else "\n".join([tally.row(), *tally.damage]), flush=True)
             sound = sound and tally.sound
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def killed(folder: Path, work: list[str], runs: int, rng: random.Random) -> Iterator[Tally]:
-    """A tally of each."""
+    """A tally for each kind of work."""
     import folder_paths
 
     output = folder / "output"

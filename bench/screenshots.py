@@ -1,4 +1,4 @@
-"""The README's pictures anew, from the real ComfyUI page: docs/pictures/*.png. Needs Chromium.
+"""Retakes the README's pictures from the real ComfyUI page: docs/pictures/*.png. Needs Chromium.
 
     nox -s bench -- screenshots.py
 
@@ -58,14 +58,14 @@ def run(server: ComfyServer, queued: Prompt) -> Result:
 
 
 class Shots:
-    """Each method makes one picture, or two."""
+    """Each method makes one picture or two."""
 
     def __init__(self, server: ComfyServer, page: Page) -> None:
         self.server, self.page = server, page
         self.caption = evaluation_prompts(1)[0]
 
     def calibrate_and_convert(self) -> None:
-        """The template after its run, with a report; and the report itself."""
+        """The template after its run, with a report, and the report itself."""
         made = prompt(self.server, self.caption)
         made = {key: entry for key, entry in made.items() if entry["class_type"] != "PreviewAny"}
         converter = graph.find(made, "HSWQConverter")
@@ -78,7 +78,7 @@ class Shots:
         self._save_picture(result, "report")
 
     def compare(self) -> None:
-        """FP16 beside the file just made."""
+        """FP16 against the file just made."""
         reference = prompt(self.server, self.caption)
         loader, sampler = graph.find(reference, "UNETLoader"), graph.find(reference, "KSampler")
         decode = graph.find(reference, "RigPicture")
@@ -96,7 +96,7 @@ class Shots:
         self.page.screenshot(PICTURES / "compare.png")
 
     def sessions(self) -> None:
-        """The list of saved sessions, behind the button of the Calibration node."""
+        """The list of saved sessions, opened by the Calibration node's button."""
         self.page.js(
             """label => {
                 app.graph.clear()
@@ -112,7 +112,7 @@ class Shots:
         self.page.page.keyboard.press("Escape")
 
     def templates(self) -> None:
-        """The template browser at our pack."""
+        """The template browser, showing our pack."""
         offer_models(self.server.base)
         self.page.reload()
         self.page.js("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
@@ -121,14 +121,14 @@ class Shots:
         self.page.screenshot(PICTURES / "templates.png")
 
     def _run(self, made: Prompt, columns: tuple[tuple[str, ...], ...]) -> Result:
-        """Lay a graph out by node types, queue it from the page, and wait until it shows everything."""
-        self.page.reload()  # the page reads the lists of models when it opens
+        """Lay out a graph by node types, queue it from the page, and wait until everything is shown."""
+        self.page.reload()  # the page reads the model lists when it opens
         self.page.from_api(made, arrange=False)
         workflow = self.page.workflow()
         for entry in workflow["nodes"]:
             wide, high = SIZES.get(entry["type"], (0, 0))
             entry["size"] = [max(entry["size"][0], wide), max(entry["size"][1], high)]
-            # After the run the seeds must still be those it was drawn with.
+            # After the run the seeds must still be the ones it used.
             entry["widgets_values"] = ["fixed" if v == "randomize" else v for v in entry.get("widgets_values") or []]
         place(*_keyed(workflow["nodes"], columns))
         self.page.load(workflow)
@@ -145,7 +145,7 @@ class Shots:
 def _keyed(
     nodes: list[dict[str, Any]], columns: tuple[tuple[str, ...], ...]
 ) -> tuple[dict[str, dict[str, Any]], tuple[tuple[str, ...], ...]]:
-    """Nodes by type and number, and the columns in these keys."""
+    """Nodes keyed by type and number, and the columns with these keys."""
     named: dict[str, dict[str, Any]] = {}
     for entry in nodes:
         count = sum(key.split("#")[0] == entry["type"] for key in named)

@@ -2,10 +2,10 @@
 
     nox -s bench -- soak.py --calls 10000
 
-A small random Flux, a run of 20 steps at a time, each with another seed. Beside HSWQ Calibration a node of the rig
-watches the same layers and adds up on its own: every call measured as the pack does (is one lost, or counted twice?),
-and in float64 throughout (how exact is a single call?). Memory is the server's resident set after each run; the first
-tenth warms up. Beside every fifth run goes one without calibration, to tell a slowdown from other work on the machine.
+A small random Flux, in runs of 20 steps, each with a different seed. Beside HSWQ Calibration, a node of the rig watches
+the same layers and keeps its own sums: every call measured as the pack does (is one lost, or counted twice?), and in
+float64 throughout (how exact is a single call?). Memory is the server's resident set after each run; the first tenth is
+warm-up. Every fifth run is paired with one without calibration, to tell a slowdown from other work on the machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TESTNODES = pack.ROOT / "bench" / "rig" / "testnodes"
 
 
 def main() -> None:
-    """Print what was found."""
+    """Print the findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=2)
@@ -45,7 +45,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Soaked:
-    """What a soak found.
+    """Results of a soak.
 
     Attributes:
         calls, layers: of the session.
@@ -65,17 +65,17 @@ class Soaked:
 
     @property
     def warm(self) -> list[float]:
-        """Memory once warm."""
+        """Memory after warm-up."""
         return self.memory[int(WARM_UP * len(self.memory)) :]
 
     @property
     def growth_mb(self) -> float:
-        """Of memory, from when it was warm to the last run."""
+        """Memory growth from the end of warm-up to the last run."""
         return self.warm[-1] - self.warm[0]
 
     @property
     def slowdown(self) -> float:
-        """Median ratio of the last quarter of the pairs over that of the first."""
+        """Median ratio of the last quarter of the pairs, divided by that of the first."""
         part = max(len(self.ratios) // 4, 1)
         return median(self.ratios[-part:]) / median(self.ratios[:part])
 
@@ -113,7 +113,7 @@ def soak(server: ComfyServer, runs: int) -> Soaked:
 
 
 def prompt(model: str, seed: int) -> Prompt:
-    """A run without decoding: sampling is what is soaked."""
+    """A run without decoding: only sampling is soak-tested."""
     graph = prompts.flux(model, "", seed=seed, steps=STEPS)
     graph = prompts.insert(graph, "witness", prompts.node("RigWitness", model=["model", 0], name="witness"))
     settings = {"session": SESSION, "save_every": 50, "measure_every": 1}
@@ -125,7 +125,7 @@ def prompt(model: str, seed: int) -> Prompt:
 
 
 def uncalibrated(graph: Prompt) -> Prompt:
-    """The same run straight from the loader."""
+    """The same run, sampling straight from the loader."""
     rest = {key: entry for key, entry in graph.items() if key not in ("witness", "calibration")}
     return set_input(rest, "KSampler", model=["model", 0])
 
@@ -137,9 +137,9 @@ def _timed(server: ComfyServer, graph: Prompt) -> float:
 
 
 def differences(session: Any, witness: dict[str, Any], kind: str) -> float:
-    """Largest relative difference of any sum of any layer to the witness's of this kind.
+    """Largest relative difference of any sum of any layer from the witness's sum of this kind.
 
-    Sums that cancel, of x_c and y, are compared relative to those of |x_c| and to the root of that of y².
+    Sums that cancel (of x_c and y) are compared relative to the sum of |x_c| and to the root of the sum of y².
     """
     largest = 0.0
     for name, stats in session.layers.items():

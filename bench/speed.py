@@ -1,10 +1,10 @@
-"""HSWQ's search and cast of SDXL-sized layers: this pack beside the original's algorithm, as a Markdown table.
+"""HSWQ's clip search and cast of SDXL-sized layers: this pack against the original's algorithm, as a Markdown table.
 
     python bench/speed.py --layers 20 --repeats 3 --threads 2
 
 Random weights and importance, since the work does not depend on the values. The original's algorithm is written
 here from its description: 200 candidates and three refinements make 800 passes; a pass casts the 4096 bin centres
-by their distances to the 127 values of the grid; so is the whole weight cast in the end, 10,000 elements at a time.
+by their distances to the 127 grid values. The whole weight is finally cast the same way, 10,000 elements at a time.
 Both are timed in pairs on the same layer, in alternating order.
 """
 
@@ -53,7 +53,7 @@ SHAPES = [
 BINS, CANDIDATES, ROUNDS, BATCH = 4096, 200, 4, 10_000
 EQUALLY_GOOD = 0.01
 
-# (weight, importance over the weight) -> codes, clip limit; its own time is what is measured.
+# (weight, importance over the weight) -> codes, clip limit; only this call is timed.
 Method = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, float]]
 
 
@@ -78,7 +78,7 @@ def ours(w: torch.Tensor, importance: torch.Tensor) -> tuple[torch.Tensor, float
 
 
 def original(w: torch.Tensor, importance: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The same by the original's algorithm: one candidate at a time, distances to every value of the grid."""
+    """The same with the original's algorithm: one candidate at a time, distances to every grid value."""
     w = w.to(torch.float32)
     values = GRID.values()
     values = values[values >= 0]
@@ -102,12 +102,12 @@ def original(w: torch.Tensor, importance: torch.Tensor) -> tuple[torch.Tensor, f
 
 
 def nearest(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The value of the grid with the least distance to each element of ``x`` [n]."""
+    """The grid value nearest to each element of ``x`` [n]."""
     return values[(x.unsqueeze(1) - values).abs().argmin(dim=1)]
 
 
 def measure(shape: tuple[int, ...], seed: int, *, ours_first: bool) -> Pair:
-    """One pair on new random values; raises if the two results are not equally good."""
+    """Time one pair on new random values; raises if the two results are not equally good."""
     g = torch.Generator().manual_seed(seed)
     w = (torch.randn(shape, generator=g) * 0.02).half()
     importance = importance_over_weight("layer", shape, torch.rand(shape[1], generator=g) + 0.1)
@@ -126,7 +126,7 @@ def measure(shape: tuple[int, ...], seed: int, *, ours_first: bool) -> Pair:
 
 
 def table(pairs: list[Pair]) -> str:
-    """Medians of each layer and totals of all."""
+    """Medians for each layer, and totals."""
     lines = ["| layer | weights | ours | original | times faster |", "|---|--:|--:|--:|--:|"]
     totals = [0.0, 0.0]
     for shape in dict.fromkeys(pair.shape for pair in pairs):

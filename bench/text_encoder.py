@@ -1,8 +1,8 @@
-"""T5-XXL at its real size: converted file to file, opened by ComfyUI's CLIPLoader node, and what that changes.
+"""T5-XXL at its real size: converted file to file, opened by ComfyUI's CLIPLoader node, and how the output changes.
 
     nox -s bench -- text_encoder.py
 
-Random weights, with decoder, lm_head and the copy of the embedding that trained files have. Says whether anything was
+Random weights, with the decoder, lm_head and copy of the embedding that trained files have. Prints whether any key was
 missing or unexpected, and compares the encoded prompt with the FP16 file's.
 """
 
@@ -28,7 +28,7 @@ PROMPT = "a lighthouse on a cliff at dusk, long exposure"
 
 
 class Heard(logging.Handler):
-    """What ComfyUI says about keys."""
+    """What ComfyUI logs about keys."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def opened(path: Path, kind: str) -> tuple[torch.Tensor, list[str]]:
-    """(the prompt encoded, what was said about keys) by the CLIPLoader node."""
+    """(the encoded prompt, log lines about keys) from the CLIPLoader node."""
     import folder_paths
 
     nodes: Any = importlib.import_module("nodes")
