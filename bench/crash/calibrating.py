@@ -1,4 +1,4 @@
-"""Kill what calibrates, look at the session, and go on with the same session."""
+"""Kill a calibration, check the session, and continue the same session."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crash.tally import Tally
 CALIBRATING = "calibrating"
 SAVE_EVERY, STATES, STEPS, RUNS = 2, 8, 6, 2
 WRITES = RUNS * (STEPS // SAVE_EVERY + 1)
-# Kills until a new session is begun, so that its first save is met too.
+# Kills before a new session is started, so that first saves are hit too.
 KILLS_A_SESSION = 10
 
 
@@ -34,10 +34,10 @@ class Calibrating:
 
         self.model, self.folder, self.log = model, folder, folder.parent / "child.log"
         self.info = inspect_model(model)
-        self.calls = mmap.mmap(-1, 8)  # shared with the child: calls of the model that it has completed
+        self.calls = mmap.mmap(-1, 8)  # shared with the child: model calls that it has completed
 
     def work(self, session: str, seed: int) -> None:
-        """``RUNS`` pictures."""
+        """Draw ``RUNS`` pictures."""
         from comfy.patcher_extension import WrappersMP
         from hswq.nodes.calibration import HSWQCalibration
 
@@ -48,7 +48,7 @@ class Calibrating:
             sample(watched, steps=STEPS, cfg=1.0, seed=seed + number, prompt=seed + number)
 
     def killed(self, kills: int, rng: random.Random) -> Tally:
-        """Kill so many."""
+        """Kill ``kills`` processes."""
         tally = Tally(CALIBRATING, lost_bound=SAVE_EVERY)
         tally.seconds = min(run(lambda: self.work("undisturbed", 0), self.log).seconds for _ in range(2))
         seed = 0
@@ -74,12 +74,12 @@ class Calibrating:
         if not before <= saved <= before + done:
             tally.damage.append(f"{session}: {saved} calls saved, {before} before and {done} made since")
         tally.lost = max(tally.lost, before + done - saved)
-        if saved > before:  # it has written since: what was left before must be gone
+        if saved > before:  # it has saved since: earlier leftovers must be gone
             tally.left += len(now & old)
             tally.resumed += before > 0
 
     def findings(self, session: str) -> Iterator[str]:
-        """What is wrong with a session's files, one line each."""
+        """Problems in a session's files, one line each."""
         from hswq.hswq_core.calibration.session import load_session
         from hswq.hswq_core.calibration.states import MAX_STATES
         from hswq.hswq_core.calibration.states_file import load_states, states_path

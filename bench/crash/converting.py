@@ -1,4 +1,4 @@
-"""Kill what converts, look at the files, and convert again: the bytes must be those of an undisturbed run."""
+"""Kill a conversion, check the files, and convert again: the bytes must be those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Converting:
     """One way to convert.
 
     Attributes:
-        name: of the tally.
+        name: name in the tally.
         work: converts into ``folder``/diffusion_models.
         folder: ComfyUI's output folder.
-        writes: files that a run writes.
-        share: of the kills.
+        writes: number of files that a run writes.
+        share: share of the kills.
         expected: {file name: bytes} of an undisturbed run.
     """
 
@@ -39,16 +39,16 @@ class Converting:
 
     @property
     def target(self) -> Path:
-        """Where loaders look."""
+        """The folder where loaders look."""
         return self.folder / "diffusion_models"
 
     @property
     def stats(self) -> Path:
-        """Sessions, and the work that conversions go on from."""
+        """The folder of sessions and of the work that conversions resume from."""
         return self.folder / "hswq_stats"
 
     def killed(self, kills: int, rng: random.Random) -> Tally:
-        """Kill so many; each time the next run must finish."""
+        """Kill ``kills`` processes; each time the next run must finish."""
         tally, log = Tally(self.name), self.folder.parent / "child.log"
         tally.seconds = run(self.work, log).seconds
         self.expected = {path.name: path.read_bytes() for path in sorted(self.target.iterdir())}
@@ -76,7 +76,7 @@ class Converting:
         return tally
 
     def findings(self, tally: Tally) -> Iterator[str]:
-        """What is wrong with files under final names, one line each."""
+        """Problems in files under final names, one line each."""
         from hswq.hswq_core.errors import HSWQError
         from hswq.hswq_core.files.checkpoint import FileSource
         from hswq.hswq_core.reports.inspect import findings
@@ -104,7 +104,7 @@ class Converting:
                 yield f"{path.name}: unreadable"
 
     def _emptied(self) -> None:
-        """Finished files away: the next conversion must find its name free."""
+        """Remove finished files, so that the next conversion's name is free."""
         for name in self.expected:
             (self.target / name).unlink(missing_ok=True)
 
@@ -113,7 +113,7 @@ class Converting:
 
 
 def _readable(path: Path) -> bool:
-    """Whether a file of work is whole."""
+    """Whether a work file is complete."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -132,9 +132,9 @@ def ways(model: Any, file: Path, folder: Path, session: str) -> list[Converting]
 
     Args:
         model: a calibrated ModelPatcher.
-        file: the model's, listed among the diffusion models.
+        file: the model's file, listed among the diffusion models.
         folder: ComfyUI's output folder.
-        session: the statistics' name.
+        session: the session's name.
     """
     from hswq.nodes.converter import HSWQConverter
     from hswq.nodes.file_converter import HSWQFileConverter
@@ -161,7 +161,7 @@ def model_layers(model: Any) -> dict[str, Any]:
 
 
 def listed(file: Path) -> Path:
-    """The file where ComfyUI lists it."""
+    """The file, at a place where ComfyUI lists it."""
     import folder_paths
 
     place = Path(folder_paths.get_folder_paths("diffusion_models")[0])

@@ -1,7 +1,7 @@
-"""A forked child does real work and is killed: at a random moment, or just when it writes.
+"""A forked child does real work and is killed, at a random moment or just as it writes.
 
-The parent has loaded ComfyUI and the model, so that a child begins at once. It must have started no pool of threads:
-OMP_NUM_THREADS=1.
+The parent has loaded ComfyUI and the model, so that a child starts working at once. The parent must not have started a
+thread pool: OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 POLL_SECONDS = 0.0003
-# Behind the sight of a temporary file: small ones are written and synced in about so long.
+# After a temporary file appears: small ones are written and synced in about this time.
 BEHIND_A_WRITE = 0.004
 
 
@@ -28,7 +28,7 @@ class Moment:
     """When to kill.
 
     Attributes:
-        seconds: after the start, or after the sight of the temporary file.
+        seconds: after the start, or after the temporary file appears.
         write: which temporary file to wait for, from 1; 0: none.
     """
 
@@ -37,7 +37,7 @@ class Moment:
 
     @classmethod
     def drawn(cls, rng: random.Random, duration: float, writes: int) -> Moment:
-        """Uniformly over a run's duration, or, every second time, around one of its writes."""
+        """Draw a moment: uniform over a run's duration or, every second time, around one of its writes."""
         if rng.random() < 0.5:
             return cls(rng.uniform(0, duration))
         return cls(rng.uniform(0, BEHIND_A_WRITE), rng.randint(1, writes))
@@ -49,7 +49,7 @@ class End:
 
     Attributes:
         status: "killed", "done", or the error that ended it.
-        seconds: it lived.
+        seconds: how long it lived.
     """
 
     status: str
@@ -68,7 +68,7 @@ def temporary_files(folders: Iterable[Path]) -> set[Path]:
 
 
 def half_written(folders: Iterable[Path]) -> set[Path]:
-    """Of these the files."""
+    """The files among these."""
     return {path for path in temporary_files(folders) if path.name.endswith(".hswq.tmp")}
 
 
@@ -77,7 +77,7 @@ def run(work: Callable[[], object], log: Path, moment: Moment | None = None, fol
 
     Args:
         work: what to do.
-        log: takes what the child prints.
+        log: receives what the child prints.
         moment: None: never.
         folders: where the child writes.
     """
@@ -95,7 +95,7 @@ def run(work: Callable[[], object], log: Path, moment: Moment | None = None, fol
 
 
 def _child(work: Callable[[], object], log: Path) -> None:
-    """Never returns; what the parent would do at its end is not done."""
+    """Never returns, and skips the parent's exit handlers."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(handle, stream)
@@ -104,7 +104,7 @@ def _child(work: Callable[[], object], log: Path) -> None:
         with torch.inference_mode():
             work()
         code = 0
-    except BaseException:  # noqa: BLE001 - the parent tells of it
+    except BaseException:  # noqa: BLE001 - the parent reports it
         traceback.print_exc()
     finally:
         sys.stderr.flush()
@@ -112,12 +112,12 @@ def _child(work: Callable[[], object], log: Path) -> None:
 
 
 def _reached(child: int, moment: Moment, began: float, folders: list[Path]) -> bool:
-    """Wait; False if the child ended before."""
+    """Wait for the moment; False if the child ended first."""
     seen, old = set[Path](), temporary_files(folders)
     while moment.write and len(seen) < moment.write:
         if _ended(child):
             return False
-        seen |= half_written(folders) - old  # no pause: some live for a millisecond
+        seen |= half_written(folders) - old  # no pause: some exist for only a millisecond
     until = (time.perf_counter() if moment.write else began) + moment.seconds
     while time.perf_counter() < until:
         time.sleep(POLL_SECONDS)
@@ -125,7 +125,7 @@ def _reached(child: int, moment: Moment, began: float, folders: list[Path]) -> b
 
 
 def _ended(child: int) -> bool:
-    """Without taking its status away."""
+    """Whether the child has ended, without reaping its status."""
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 

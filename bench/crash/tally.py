@@ -1,4 +1,4 @@
-"""Counts of what kills did."""
+"""Counts of what the kills did."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """Of one kind of work.
+    """Counts for one kind of work.
 
     Attributes:
-        name: of the work.
-        kills: processes killed at work.
-        in_writes: of these with a temporary file half written.
-        finished: processes that were done before their moment came.
+        name: name of the work.
+        kills: processes killed while working.
+        in_writes: those of them that had a half-written temporary file.
+        finished: processes that finished before their moment came.
         lost: most model calls that a kill cost.
-        lost_bound: as many it may.
-        damage: what should not be, one line each: files, sessions, next runs.
-        left: temporary files that the next run did not clear away.
-        files: whole files seen under their final names.
+        lost_bound: most calls that a kill may cost.
+        damage: problems, one line each: files, sessions, next runs.
+        left: temporary files that the next run did not remove.
+        files: complete files seen under their final names.
         resumed: runs that went on from work found on disk.
-        seconds: an undisturbed run takes.
+        seconds: duration of an undisturbed run.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Tally:
 
     @property
     def sound(self) -> bool:
-        """Nothing damaged, nothing left, no more lost than allowed."""
+        """Whether nothing is damaged, nothing is left behind, and no more is lost than allowed."""
         return not self.damage and not self.left and self.lost <= self.lost_bound
 
     def row(self) -> str:
-        """Cells of a table, see ``HEAD``."""
+        """Table cells, see ``HEAD``."""
         lost = f"{self.lost} of {self.lost_bound}" if self.lost_bound else "-"
         cells = (self.name, f"{self.seconds:.1f}", self.kills, self.in_writes, len(self.damage), lost, self.left)
         return f"| {' | '.join(map(str, (*cells, self.files, self.resumed)))} |"

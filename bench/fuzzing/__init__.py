@@ -1,1 +1,1 @@
-"""Hostile input for the readers: seeds, mutations, targets, and attacks made by hand."""
+"""Hostile input for the readers: seeds, mutations, targets, and hand-made attacks."""

@@ -1,4 +1,4 @@
-"""Checkpoints and recorded calls a stranger might send, each with one thing wrong with it; see `session_attacks.py`."""
+"""Checkpoints and recorded calls a stranger might send, each with one thing wrong; see `session_attacks.py`."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ CHECKPOINTS: dict[str, Attack] = {
 
 
 def _states(data: bytes = b"", entries: dict[str, Any] | None = None, **changes: Any) -> Attack:
-    """A good file with other states, or more tensors."""
+    """A valid file with other states, or with extra tensors."""
 
     def make(path: Path) -> None:
         header, content = seeds.header_of(seeds.states(path))
@@ -131,7 +131,7 @@ def _same(found: list[dict[str, Any]], **more: str) -> list[dict[str, Any]]:
 
 
 def _shared(path: Path) -> None:
-    """1,000 states that share 64 MB 60 times each: 4 TB to whoever looks at each."""
+    """1,000 states that share 64 MB 60 times each: 4 TB for a reader that looks at each."""
     names = {f"a{i}": "0/x" for i in range(60)}
     entries = [{"key": 0.1, "constants": {}, "same": {**names, "x": "0/x", "sigma": "0/sigma"}} for _ in range(1000)]
     header = {"version": 1, "layout": seeds.fingerprint().layout, "states": entries}
@@ -174,7 +174,7 @@ STATES: dict[str, Attack] = {
         states=lambda found: _same(found, sample_sigmas="2/y"),
     ),
 }
-# No attacks after all: they open.
+# Not attacks after all: these open.
 HARMLESS = {
     "checkpoint: 0 times 2^53 values",
     "checkpoint: 0 times 2^159 values",

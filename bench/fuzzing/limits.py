@@ -1,4 +1,4 @@
-"""How much a reader of hostile input may take."""
+"""How much memory and time a reader of hostile input may use."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Of memory more than before, and of CPU time for a file as small as fuzzing makes them.
+# Additional memory, and CPU time for files as small as fuzzing makes them.
 MEMORY, SECONDS = 2**30, 1.0
 
 
 def resident() -> int:
-    """Most bytes this process ever had in memory."""
+    """Peak memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextmanager
 def limit(room: int) -> Iterator[None]:
-    """The process can allocate ``room`` bytes more than it has (Linux)."""
+    """Let the process allocate at most ``room`` more bytes (Linux)."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + room, before[1]))

@@ -1,4 +1,4 @@
-"""Mutations that keep the shape of what they change: operations of a pickle, values of JSON."""
+"""Mutations that respect the structure of the input: operations of a pickle, values of JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXTS = (
     "9/x",
 )
 VALUES = (*INTEGERS, *TEXTS, None, True, False, 0.5, -1.5, 1e308, -0.0, [], {}, [[]], [0, 0], [0, 2**40])
-# Of the operations that a pickle of containers has, and some that it has not.
+# Operations found in a pickle of containers, and some that are not.
 OPERATIONS = (b"}", b"]", b")", b"(", b"0", b"1", b"2", b"R", b"Q", b"b", b"\x81", b"t", b"u", b"s", b"a", b"e", b"N")
 OPERATIONS += (
     b"\x85",
@@ -59,7 +59,7 @@ OPERATIONS += (b"ccollections\nOrderedDict\n", b"J\0\0\0\x7f", b"X\xff\xff\xff\x
 
 
 def some_bytes(data: bytes, rng: random.Random) -> bytes:
-    """One to eight bytes changed, left out or doubled; for who has no fuzzer."""
+    """One to eight bytes changed, dropped or doubled; for use without a fuzzer."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 8)):
         at = rng.randrange(len(changed) + 1)
@@ -70,7 +70,7 @@ def some_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def pickle(data: bytes, rng: random.Random) -> bytes:
-    """One to three operations put in, taken out, moved or changed."""
+    """One to three operations inserted, removed, moved or changed."""
     parts = _operations(data)
     for _ in range(rng.choice((1, 1, 2, 3))):
         at = rng.randrange(len(parts)) if parts else 0
@@ -91,7 +91,7 @@ def pickle(data: bytes, rng: random.Random) -> bytes:
 
 def _operations(data: bytes) -> list[bytes]:
     starts = []
-    with suppress(ValueError, IndexError, OverflowError):  # the rest stays one piece
+    with suppress(ValueError, IndexError, OverflowError):  # the rest stays in one piece
         starts.extend(position for _, _, position in pickletools.genops(data))
     return [data[begin:end] for begin, end in pairwise((*starts, len(data)))] or [data]
 
@@ -108,7 +108,7 @@ def _other_argument(part: bytes, rng: random.Random) -> bytes:
 
 
 def json_text(data: bytes, rng: random.Random) -> bytes | None:
-    """One to three values of a JSON document replaced, moved, wrapped or left out; None if it is no JSON."""
+    """One to three values of a JSON document replaced, moved, wrapped or dropped; None if it is not JSON."""
     try:
         document = json.loads(data)
         for _ in range(rng.choice((1, 1, 2, 3))):

@@ -1,4 +1,4 @@
-"""Every attack, and every input fuzzing once found, read under a limit of memory: a line of JSON for each.
+"""Reads every attack, and every input that fuzzing ever found, under a memory limit; prints one line of JSON for each.
 
     cd bench && python -m fuzzing.replay
 
@@ -32,14 +32,14 @@ READERS = (
 
 
 def main() -> None:
-    """Make each file, then read it; memory is limited only while reading."""
+    """Make each file, then read it, with memory limited only while reading."""
     with TemporaryDirectory() as name:
         for what, run in attacks(Path(name)):
             began, before = time.thread_time(), resident()
             try:
                 with limit(MEMORY):
                     result, sound = run(), True
-            except Exception as error:  # noqa: BLE001 - whatever it is, the line says it
+            except Exception as error:  # noqa: BLE001 - the line reports any error
                 result, sound = f"{type(error).__name__}: {error}"[:500], False
             seconds, size = time.thread_time() - began, resident() - before
             line = {"name": what, "result": result, "sound": sound, "seconds": round(seconds, 3)}
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def attacks(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
-    """(name, what reads it and says how that went)."""
+    """(name, function that reads it and reports the outcome)."""
     for kind, rows, read, suffix in READERS:
         for name, make in rows.items():
             path = folder / f"hostile{suffix}"
@@ -63,7 +63,7 @@ def attacks(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
 
 
 def outcome(path: Path, read: Callable[[Path], object]) -> str:
-    """The refusal, what the file is said to be wrong in, or "opened"."""
+    """The refusal, the problems reported for the file, or "opened"."""
     said: list[str] = []
 
     def heard(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Good files, small, as the writers of this pack and of others make them: what fuzzing starts from."""
+"""Small valid files, as this pack and other tools write them: the starting points for fuzzing."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ PLAN = Plan(
 
 
 def empty_layers() -> dict[str, LayerStats]:
-    """Statistics of the model all seeds are of, nothing seen."""
+    """Empty statistics of the model that all seeds belong to."""
     return {name: LayerStats.empty(*row) for name, row in SHAPES.items()}
 
 
 def fingerprint() -> Fingerprint:
-    """Of that model."""
+    """Fingerprint of that model."""
     layout = layout_hash({name: (kind, shape) for name, (kind, shape, _) in SHAPES.items()})
     return Fingerprint(layout, torch.linspace(-1, 1, 4 * len(SHAPES)))
 
 
 def session(path: Path) -> Path:
-    """One of two calls."""
+    """A session of two calls."""
     layers = empty_layers()
     for stats in layers.values():
         stats.in_calls = stats.out_calls = 2
@@ -59,7 +59,7 @@ def session(path: Path) -> Path:
 
 
 def predecessor(path: Path) -> Path:
-    """Their layout, as the same model."""
+    """A session in the predecessor's layout, for the same model."""
     layers = {
         PREFIX + name: {
             "output_sum": 6.0,
@@ -87,7 +87,7 @@ def states(path: Path) -> Path:
 
 
 def checkpoint(path: Path) -> Path:
-    """An FP8 file with our header, scales of every spelling, and a marker."""
+    """An FP8 file with our header, scales under every spelling, and a marker."""
     codes = torch.ones(4, 3).to(torch.float8_e4m3fn)
     tensors = {f"{PREFIX}{name}.weight": codes.clone() for name in ("a", "b", "c", "d", "e")}
     suffixes = ("weight_scale", "scale_weight", "scale", "weight.scale")
@@ -109,7 +109,7 @@ def pickle_of(path: Path) -> tuple[bytes, dict[str, bytes]]:
 
 
 def archived(path: Path, pickle: bytes, parts: dict[str, bytes]) -> Path:
-    """A ``.pt`` of such parts with right checksums; twenty times as fast as ``zipfile``, which fuzzing waits for."""
+    """A ``.pt`` of these parts with correct checksums; twenty times as fast as ``zipfile``, to speed up fuzzing."""
     folder = next((name.partition("/")[0] for name in parts), "s")
     data, directory = bytearray(), bytearray()
     for name, content in {f"{folder}/data.pkl": pickle, **parts}.items():

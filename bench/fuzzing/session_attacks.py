@@ -1,4 +1,4 @@
-"""Sessions a stranger might send, each with one thing wrong with it. All are made here: no binary is kept."""
+"""Sessions a stranger might send, each with one thing wrong. All are made here: no binary is stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEEP, MANY = 400_000, 1_000_000
 
 
 def _code(value: Any) -> bytes:
-    """A value as operations of a pickle; bytes stand for themselves."""
+    """A value as pickle operations; bytes stand for themselves."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, (tuple, list)):
@@ -48,7 +48,7 @@ def _pt(value: Any, data: bytes = b"\0" * 8) -> Attack:
 
 
 def _changed(change: Callable[[dict[str, Any]], object]) -> Attack:
-    """A good session with one value changed, saved by torch."""
+    """A valid session with one value changed, saved by torch."""
 
     def make(path: Path) -> None:
         data = torch.load(seeds.session(path), weights_only=True)
@@ -69,7 +69,7 @@ def _zip(*entries: tuple[str, bytes], method: int = zipfile.ZIP_STORED, comment:
 
 
 def _overlapping(path: Path) -> None:
-    """60,000 entries for the same 200 KB: 12 GB to whoever reads each."""
+    """60,000 entries for the same 200 KB: 12 GB for a reader that reads each."""
     seeds.archived(path, b"\x80\2N.", {"s/data/0": b"\0" * 200_000})
     content = path.read_bytes()
     end = struct.unpack("<4s4H2LH", content[-22:])
@@ -99,13 +99,13 @@ def _legacy(path: Path) -> None:
 
 
 def _laughs(path: Path) -> object:
-    """A tuple of two tuples of two tuples ...: 2^60 values to whoever prints it."""
+    """A tuple of two tuples of two tuples ...: 2^60 values for code that prints it."""
     twice = b"".join(b"q" + bytes((i,)) + b"h" + bytes((i,)) + b"\x86" for i in range(60))
     return _pt({"type": "hswq_session", "version": b"K\1" + twice})(path)
 
 
 def _one_vector(path: Path) -> object:
-    """10,000 layers with one vector of 8 MB: 160 GB to whoever adds to them."""
+    """10,000 layers with one vector of 8 MB: 160 GB for code that adds to them."""
     vector = _tensor(MANY, (MANY,), (1,)) + b"q\xff"
     layers = {str(i): {"abs_sum": b"h\xff"} for i in range(10_000)}
     return _pt({"first": vector, "layers": layers}, b"\0" * 8 * MANY)(path)

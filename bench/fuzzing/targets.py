@@ -1,6 +1,6 @@
-"""What is fuzzed, one row each: how an input becomes a file, and which readers must take or refuse it.
+"""Fuzz targets, one row each: how an input becomes a file, and which readers must accept or refuse it.
 
-A reader may raise this pack's own errors only, and one that came from a file must name it.
+A reader may raise only this pack's own errors, and an error about a file must name it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Target:
     """One row.
 
     Attributes:
-        run: called with an input and a folder for files; raises what nobody may see.
-        seeds: called with a folder; good inputs.
-        mutation: beside the fuzzer's own on bytes; None: there is none.
+        run: called with an input and a folder for files; raises anything that must not reach a user.
+        seeds: called with a folder; returns valid inputs.
+        mutation: used besides the fuzzer's own on bytes, or None.
     """
 
     run: Callable[[bytes, Path], None]
@@ -45,7 +45,7 @@ class Target:
 
 
 def refusal(path: Path, read: Callable[[Path], object]) -> str | None:
-    """The error ``read(path)`` ends with, None without one; of errors only ours, which name the file, may pass."""
+    """The error that ``read(path)`` raises, or None; only our own errors, which name the file, are allowed."""
     try:
         read(path)
     except HSWQError as error:
@@ -57,7 +57,7 @@ def refusal(path: Path, read: Callable[[Path], object]) -> str | None:
 
 
 def read_session(path: Path) -> object:
-    """As the nodes open it, then as it is merged and read by the methods."""
+    """Read a session as the nodes open it, then as it is merged and read by the methods."""
     data = read_pt(path)
     if is_predecessor(data):
         return import_predecessor(path, seeds.empty_layers(), seeds.fingerprint(), "generic")
@@ -67,13 +67,13 @@ def read_session(path: Path) -> object:
 
 
 def read_states(path: Path) -> object:
-    """As the converter does."""
+    """Read states as the converter does."""
     found = load_states(path, seeds.fingerprint(), 4)
     return [(state.arguments("cpu"), state.mark, state.prompt) for state in found.states]
 
 
 def read_checkpoint(path: Path) -> list[str]:
-    """As the command line inspects, verifies and compares it; what these say."""
+    """Read a checkpoint as the command line inspects, verifies and compares it; returns what these report."""
     file = QuantizedFile(path)
     readers = (lambda _: list(compare(file, file)), lambda _: declared_plan(file.source.metadata, path.name))
     refused = [text for read in readers if (text := refusal(path, read))]
@@ -81,7 +81,7 @@ def read_checkpoint(path: Path) -> list[str]:
 
 
 def _session(data: bytes, folder: Path) -> None:
-    """First byte: whose archive the pickle is put into."""
+    """The first byte selects whose archive the pickle is put into."""
     known = _templates(folder)
     refusal(seeds.archived(folder / f"{NAME}.pt", data[1:], known[data[0] % len(known) if data else 0]), read_session)
 
@@ -93,7 +93,7 @@ def _archive(data: bytes, folder: Path) -> None:
 
 
 def _file(data: bytes, folder: Path, read: Callable[[Path], object]) -> None:
-    """First byte: even: the JSON header of a file with as much data as it asks for; odd: the file itself."""
+    """First byte even: the rest is the JSON header of a file with as much data as it asks for; odd: the file itself."""
     path = folder / f"{NAME}.safetensors"
     if data and data[0] % 2:
         path.write_bytes(data[1:])
@@ -117,7 +117,7 @@ def _json(data: bytes, folder: Path) -> None:
     try:
         marker_record(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0))
     except ValueError:
-        return  # the loader names file and tensor
+        return  # the loader names the file and tensor
 
 
 def _names(data: bytes, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Methods judged by the pictures of the reference models: files on disk, opened by the loaders people use."""
+"""Judges methods by the pictures of the reference models: files on disk, opened by the loaders people use."""

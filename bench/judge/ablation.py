@@ -1,4 +1,4 @@
-"""What each part of ``model_aware`` is worth: its parts alone and together, at the same bytes."""
+"""What each part of ``model_aware`` contributes: its parts alone and together, at the same number of bytes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FORMAT = "v2"
 
 @dataclass(frozen=True)
 class Parts:
-    """Which parts are on.
+    """Which parts are enabled.
 
     Attributes:
         rounding: "nearest", "compensated", or "both": compensated with bias correction.
-        kept: what the budget is spent by: "nothing", "variance" (HSWQ's), "own error" or "probe".
+        kept: how the budget is spent: by "nothing", "variance" (HSWQ's), "own error" or "probe".
     """
 
     rounding: str
@@ -31,13 +31,13 @@ class Parts:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The row's label."""
         rounding = {"both": "compensated + bias", "compensated": "compensated"}.get(self.rounding, "nearest")
         return rounding + ("" if self.kept == "nothing" else f", +{EXTRA:g} % by {self.kept}")
 
 
 def made(subject: Subject, parts: Parts) -> Path:
-    """The file; layers are rounded and probed once for all parts, and found again on disk."""
+    """The file; layers are rounded and probed once for all parts, and the work is cached on disk."""
     from hswq.loader.model_aware.candidates import Candidate, plan_of
     from hswq.loader.model_aware.rounder import SOLVED
 

@@ -1,4 +1,4 @@
-"""What is compared: each row makes a file of a subject, and says which loader opens it."""
+"""The methods to compare: each row makes a file from a subject, and says which loader opens it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Method:
     """One row of the tables.
 
     Attributes:
-        name: as recorded.
-        label: for people.
+        name: name in the recorded results.
+        label: label in tables.
         make: Subject -> file.
         open: file -> MODEL.
-        slow: minutes on a CPU; left out of quick runs.
+        slow: takes minutes on a CPU; left out of quick runs.
     """
 
     name: str
@@ -45,28 +45,28 @@ def as_published(job: Any, method: Any, file_format: str) -> Any:
 
 
 def nearest(subject: Subject, file_format: str) -> Path:
-    """Every layer rounded to nearest: what a stock FP8 file is."""
+    """Every layer rounded to nearest, as in a stock FP8 file."""
     from hswq.hswq_core.methods.nearest import NEAREST, plan_nearest
 
     return subject.planned(lambda job: plan_nearest(as_published(job, NEAREST, file_format)))
 
 
 def learned(subject: Subject, file_format: str) -> Path:
-    """Every layer rounded by its own weight alone, as the command line's method learned does."""
+    """Every layer rounded from its own weight alone, as the command line's method learned does."""
     from hswq.hswq_core.methods.learned import LEARNED, LearnedOptions, plan_learned
 
     return subject.planned(lambda job: plan_learned(as_published(job, LEARNED, file_format), LearnedOptions()))
 
 
 def published(subject: Subject, file_format: str, keep_ratio: float) -> Path:
-    """HSWQ as its author does it: every layer ranked, none excluded."""
+    """HSWQ as its author runs it: every layer ranked, none excluded."""
     from hswq.hswq_core.methods.hswq import HSWQ, HSWQSettings, plan_hswq
 
     return subject.planned(lambda job: plan_hswq(as_published(job, HSWQ, file_format), HSWQSettings(keep_ratio)))
 
 
 def at_the_bytes_of(subject: Subject, file_format: str, keep_ratio: float) -> Path:
-    """HSWQ Converter with method model_aware, its file as large as ``published``'s."""
+    """HSWQ Converter with method model_aware and a file as large as that of ``published``."""
     size = sizes(published(subject, "v2", keep_ratio), subject.reference.file)["extra"]
     return subject.converted(file_format, "model_aware", extra_percent=math.floor(1000 * size) / 10)
 

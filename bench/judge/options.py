@@ -1,4 +1,4 @@
-"""What every bench of the reference models asks on its command line."""
+"""Command-line options shared by all benches of the reference models."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def begun(asked: argparse.ArgumentParser) -> argparse.Namespace:
     options = asked.parse_args()
     torch.set_num_threads(options.threads)
     prepare()
-    logging.disable(logging.INFO)  # ComfyUI tells of every file it loads
+    logging.disable(logging.INFO)  # ComfyUI logs every file it loads
     return options

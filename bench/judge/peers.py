@@ -1,4 +1,4 @@
-"""Files that others make of a reference model: convert-to-quant by its own command line, ComfyUI's INT8 layout."""
+"""Files that other tools make from a reference model: convert-to-quant's command line, and ComfyUI's INT8 layout."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from judge.subject import Subject
 
 PEERS = Path(__file__).with_name("peers.txt")
 LAYOUT, FORMAT = "TensorWiseINT8Layout", "int8_tensorwise"
-# Layers that INT8 packs keep by hand, by the start of their names. Source: ComfyUI-INT8-Fast's lists for Flux and
-# Z-Image; it has none for SDXL, where Linear layers are all quantized and convolutions never.
+# Layers that INT8 packs exclude by hand, as name prefixes. Source: ComfyUI-INT8-Fast's lists for Flux and Z-Image; it
+# has none for SDXL, where all Linear layers are quantized and convolutions never are.
 INT8_KEPT = {
     "sdxl": (),
     "flux": ("img_in", "time_in", "guidance_in", "txt_in", "final_layer"),
@@ -36,7 +36,7 @@ def convert_to_quant(subject: Subject) -> Path:
     Raises:
         PeerError: the tool is not installed, or ended with an error.
     """
-    # `convert_to_quant` beside this Python, where `nox -s quality` has installed it
+    # `convert_to_quant` beside this Python, where `nox -s quality` installed it
     tool = shutil.which("convert_to_quant", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if tool is None:
         raise PeerError(f"convert_to_quant: not installed; run `nox -s quality`, or pip install -r {PEERS.name}")
@@ -51,10 +51,10 @@ def convert_to_quant(subject: Subject) -> Path:
 
 
 def int8_convrot(subject: Subject) -> Path:
-    """Linears in ComfyUI's INT8 layout, rotated by groups, one scale a row; the rest stays as it is.
+    """Linears in ComfyUI's INT8 layout, rotated in groups, with one scale per row; the rest stays as it is.
 
-    ComfyUI 0.30 rounds the activations of such layers to 8 bits too, also where a file asks for
-    ``full_precision_matrix_mult``: measured, the layer's output is the same with and without.
+    ComfyUI 0.30 rounds the activations of such layers to 8 bits too, even where a file asks for
+    ``full_precision_matrix_mult``: the measured output of the layer is the same with and without it.
     """
     from comfy.quant_ops import QuantizedTensor
 
@@ -80,7 +80,7 @@ def int8_convrot(subject: Subject) -> Path:
 
 
 def _group(columns: int) -> int:
-    """The largest rotation that fits: ComfyUI's 256 if it can be, else the next power of 4 that divides."""
+    """The largest rotation that fits: ComfyUI's 256 if possible, otherwise the next smaller power of 4 that divides."""
     return next(size for size in (256, 64, 16, 4) if columns % size == 0)
 
 

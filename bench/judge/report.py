@@ -1,4 +1,4 @@
-"""Results as JSON, as a Markdown table and as a plot of quality over size."""
+"""Results as JSON, as a Markdown table and as a plot of quality against size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARKS = {"v1": "o", "v2": "s", "comfy": "^"}
 
 
 def to_json(results: Results, settings: dict[str, Any]) -> str:
-    """Everything, with the machine it was made on."""
+    """All results, with the machine they were made on."""
     machine = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -39,7 +39,7 @@ def from_json(text: str) -> Results:
 
 
 def table(scores: list[Score]) -> str:
-    """Markdown, one row a method."""
+    """Markdown, one row per method."""
     head = [
         "| method | file, bytes | extra | 8-bit layers | PSNR mean | 5th pct | worst | SSIM | per call | convert |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -96,7 +96,7 @@ def disagreements(one: Results, other: Results) -> list[str]:
 
 
 def plot(results: Results, titles: dict[str, str], path: Path) -> None:
-    """PSNR over extra bytes, one panel a model: a mark at the mean, a line down to the 5th percentile."""
+    """PSNR against extra bytes, one panel per model: a mark at the mean, a line down to the 5th percentile."""
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
@@ -120,7 +120,7 @@ def plot(results: Results, titles: dict[str, str], path: Path) -> None:
 
 
 def _group(score: Score) -> tuple[str, str]:
-    """(what shares a colour: the label without format, budget and loss; format)."""
+    """(label without format, budget and loss, whose methods share a colour; format)."""
     words = score.label.split(", ")
     form = words.pop() if words[-1] in MARKS else ""
     return ", ".join(word for word in words if not word.endswith(("%", "dB")) and not word.startswith("bytes")), form

@@ -1,4 +1,4 @@
-"""What a file is worth: its bytes, its pictures against the FP16 model's, its single calls, its seconds."""
+"""How good a file is: its bytes, its pictures and single calls against the FP16 model's, and the time it takes."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Score:
     """One row.
 
     Attributes:
-        method, label: of the table of methods.
-        file_bytes: of the whole file.
-        extra: tensor bytes beyond a file with every layer in 8 bits, as a share of that file's.
-        quantized_bytes: of the 8-bit weights with their scales and markers.
-        quantized, layers: how many are in 8 bits, of how many.
-        psnr, ssim: a number for each picture.
+        method, label: from the table of methods.
+        file_bytes: size of the whole file.
+        extra: tensor bytes over a file with every layer in 8 bits, as a share of that file's.
+        quantized_bytes: size of the 8-bit weights with their scales and markers.
+        quantized, layers: how many layers are in 8 bits, out of how many.
+        psnr, ssim: one number per picture.
         call_error: relative error of single calls.
         make_seconds, draw_seconds: conversion; sampling all pictures.
     """

@@ -1,4 +1,4 @@
-"""The contact sheet: for some prompts FP16, each method, and the difference made visible."""
+"""The contact sheet: FP16 and each method for some prompts, with the difference amplified."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GAIN, ENLARGED, GAP, HEAD = 8, 4, 6, 72
 
 
 def contact_sheet(truth: Truth, drawn: list[tuple[Score, torch.Tensor]], path: Path, count: int = 3) -> None:
-    """The first prompts and the worst one; below each picture the difference from FP16, ``GAIN`` times.
+    """The first prompts and the worst one; below each picture its difference from FP16, amplified ``GAIN`` times.
 
     worst: the prompt with the smallest PSNR of any method.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def sizes(path: Path, source: Path) -> dict[str, Any]:
-    """Bytes of a file beside those of its source with every layer in 8 bits and no scales."""
+    """Bytes of a file compared with its source with every layer in 8 bits and no scales."""
     from hswq.hswq_core.files.checkpoint import read_header
 
     entries, found = read_header(source)[1], read_header(path)[1]

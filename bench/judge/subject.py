@@ -1,4 +1,4 @@
-"""One reference model, calibrated by the product's own wrapper and opened for conversion by its own loader."""
+"""One reference model, calibrated by the pack's own wrapper and opened for conversion by the pack's own loader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SESSION_SAVE_EVERY = 1000
 
 
 def prepare() -> None:
-    """ComfyUI in this process, knowing the reference models and the pack; again: nothing happens."""
+    """Load ComfyUI, the reference models and the pack into this process; does nothing when called again."""
     load_comfy()
     register()
     pack.alias()
@@ -28,7 +28,7 @@ class Subject:
     """A reference model under test.
 
     Args:
-        reference: which.
+        reference: which model.
         pictures: how many to calibrate with, in runs of ``BATCH``.
         calibration: which of the independent sets of calibration prompts.
         states: model calls to keep; None: the node's default.
@@ -61,7 +61,7 @@ class Subject:
             draw(watched, self.reference, prompts[start : start + BATCH])
 
     def planned(self, plan: Callable[[Any], Any]) -> Path:
-        """The file of what a method decided: (loader's Job) -> Planned."""
+        """The file of a plan made by ``plan``: (loader's Job) -> Plan, which may fill the solutions."""
         from hswq.loader.job import Job
 
         with torch.inference_mode():
@@ -70,7 +70,7 @@ class Subject:
             return self.written(job, planned.plan, planned.solutions)
 
     def written(self, job: Any, plan: Any, solutions: Mapping[str, Any]) -> Path:
-        """The file of a plan, by the product's writer.
+        """The file of a plan, written by the pack's writer.
 
         Args:
             solutions: of layers that are not rounded to nearest.
@@ -82,10 +82,10 @@ class Subject:
             return Path(job.write(target, plan, no_progress, solutions).path)
 
     def solved(self, file_format: str, extra_percent: float, **options: Any) -> tuple[Any, Any, Any]:
-        """(job, its rounder, outcome) of ``model_aware``; the work stays on disk for the next one.
+        """(job, its rounder, outcome) of ``model_aware``; the work stays on disk for the next call.
 
         Args:
-            options: of the Encoding.
+            options: for the Encoding.
         """
         from hswq.hswq_core.plan.budget import Budget
         from hswq.hswq_core.plan.encoding import Encoding
@@ -113,13 +113,13 @@ class Subject:
 
 
 def open_stock(path: Path) -> Any:
-    """By ComfyUI's own Load Diffusion Model."""
+    """Opened with ComfyUI's own Load Diffusion Model."""
     with torch.inference_mode():
         return load_model(path)
 
 
 def open_fast(path: Path) -> Any:
-    """The same with FP8 multiplication switched on, as on a card that has it; torch emulates it on a CPU."""
+    """The same with FP8 multiplication switched on, as on a card that supports it; torch emulates it on a CPU."""
     import comfy.model_management
 
     known, comfy.model_management.SUPPORT_FP8_OPS = comfy.model_management.SUPPORT_FP8_OPS, True
@@ -130,6 +130,6 @@ def open_fast(path: Path) -> Any:
 
 
 def open_hswq(path: Path, **options: Any) -> Any:
-    """By HSWQ Diffusion Model Loader."""
+    """Opened with HSWQ Diffusion Model Loader."""
     with torch.inference_mode():
         return open_fp8(path, **options)

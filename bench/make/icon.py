@@ -1,4 +1,4 @@
-"""`assets/icon.png` anew: bars of a histogram, two kept smooth and bright, the others snapped to steps.
+"""Redraws `assets/icon.png`: bars of a histogram, two kept smooth and bright, the others snapped to steps.
 
 python -m nox -s bench -- make/icon.py
 """
@@ -19,14 +19,14 @@ PATH = ROOT / "assets" / "icon.png"
 SIZE, OVERSAMPLING = 400, 4
 BACKGROUND, BASE = "#14171f", "#2b3242"
 KEPT, STEPS = "#ffb347", ("#2f6f9f", "#3b8dc4", "#55a9e0", "#7cc3f2")
-# Height in steps of each bar; those that are kept have heights between the steps.
+# Height of each bar in steps; kept bars have heights between the steps.
 HEIGHTS = (1, 2, 5.4, 3, 7.6, 4, 2, 1)
 KEPT_FROM = 5
 LEFT, BOTTOM, BAR, GAP, STEP, SEAM = 44, 334, 32, 8, 34, 5
 
 
 def picture() -> Image.Image:
-    """The icon at its final size, drawn larger for smooth edges."""
+    """The icon at its final size, drawn larger and scaled down for smooth edges."""
     scale = OVERSAMPLING
     image = Image.new("RGBA", (SIZE * scale, SIZE * scale), (0, 0, 0, 0))
     draw = ImageDraw.Draw(image)

@@ -1,9 +1,9 @@
-"""`locales/en/nodeDefs.json` and `web/docs/<node>.md` anew, from the nodes as a real ComfyUI describes them.
+"""Rewrites `locales/en/nodeDefs.json` and `web/docs/<node>.md` from the nodes as a real ComfyUI describes them.
 
     python -m nox -s bench -- make/locales.py
 
-The schemas are the home of every English text; the other languages are written by hand. What they still lack is
-listed, and the exit code is 1. A page without help in the user's language takes `web/docs/<node>.md`: a copy of en.md.
+English texts live in the schemas; the other languages are written by hand. If any entries are missing there, they are
+listed and the exit code is 1. Without help in the user's language the page shows `web/docs/<node>.md`, a copy of en.md.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ LANGUAGES = ("en", "ja", "zh")
 
 
 def our_nodes(object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{node id: what /object_info says of it}, of our pack's nodes."""
+    """{node id: its entry in /object_info}, for our pack's nodes."""
     return {key: info for key, info in object_info.items() if info["python_module"] == f"custom_nodes.{PACK_NAME}"}
 
 
 def english(info: dict[str, Any]) -> dict[str, Any]:
-    """A node's entry of nodeDefs.json in the words of its schema."""
+    """A node's entry for nodeDefs.json, with the texts of its schema."""
     specs = {name: spec for group in ("required", "optional") for name, spec in info["input"].get(group, {}).items()}
     inputs = {name: {"name": name, "tooltip": spec[1].get("tooltip", "")} for name, spec in specs.items()}
     outputs = {
@@ -47,7 +47,7 @@ def english(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def texts(value: Any, place: str = "") -> dict[str, str]:
-    """{place: text} of everything in a locale file."""
+    """{place: text} for everything in a locale file."""
     if isinstance(value, str):
         return {place: value}
     return {k: v for key, inner in value.items() for k, v in texts(inner, f"{place}.{key}").items()}
@@ -59,7 +59,7 @@ def read(language: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write both, list what is missing."""
+    """Write both, and list what is missing."""
     with ComfyServer() as server:
         nodes = our_nodes(server.client.object_info())
     made = {key: english(info) for key, info in nodes.items()}

@@ -1,8 +1,8 @@
-"""Make workflows/ anew: each template's graph, laid out and saved by the real ComfyUI page, and its picture.
+"""Rebuilds workflows/: each template's graph, laid out and saved by the real ComfyUI page, and its picture.
 
     nox -s bench -- make/workflows.py
 
-What there is to make: bench/make/templates/jobs.py. Needs Chromium.
+The templates are listed in bench/make/templates/jobs.py. Needs Chromium.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write(page: Page, template: Template) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write all files, delete those of templates that are no more."""
+    """Write all files, and delete those of templates that no longer exist."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--screenshots", type=Path, help="folder for a picture of each whole graph")
     options = parser.parse_args()

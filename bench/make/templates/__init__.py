@@ -1,1 +1,1 @@
-"""The templates of `workflows/`: a graph for each family, a job done with it, a note, a picture."""
+"""The templates in `workflows/`: a graph for each family, a job to do with it, a note, a picture."""

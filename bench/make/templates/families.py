@@ -16,10 +16,10 @@ NEGATIVE = "blurry, low quality"
 class Graph:
     """One family's graph.
 
-    title      as people write it
+    title      the family's usual spelling
     loaders    the stock loader nodes by key; the MODEL comes from "model"
     opener     the HSWQ loader of the file that "calibrate and convert" writes
-    text       (CLIP source, VAE source) as links
+    text       (CLIP source, VAE source), as links
     latent     the empty latent node
     shift      a node between MODEL and sampler, or None
     guidance   a node between prompt and sampler, or None
@@ -52,7 +52,7 @@ def conditioning(graph: Graph, text: Any = POSITIVE) -> dict[str, Entry]:
 
 
 def drawing(graph: Graph, model: list[Any], seed: Any = 1, tag: str = "") -> dict[str, Entry]:
-    """From MODEL to picture, under keys that begin with `tag`; the picture comes from "<tag>decode"."""
+    """The nodes from MODEL to picture, under keys that begin with `tag`; the picture comes from "<tag>decode"."""
     made = {}
     if graph.shift:
         made[f"{tag}shift"] = linked(graph.shift, model=model)
@@ -70,7 +70,7 @@ def linked(entry: Entry, **inputs: Any) -> Entry:
 
 
 def _converted(file: str, calls: int) -> str:
-    """What HSWQ Converter calls the file after one Run of "calibrate and convert"."""
+    """The name that HSWQ Converter gives the file after one Run of "calibrate and convert"."""
     return f"{file.removesuffix('.safetensors')}_hswq_r{calls}_3pct_comfy.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""The model files that templates name: empty ones, so that a page calls none of them missing."""
+"""Empty stand-ins for the model files that templates name, so that the page reports none as missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FOLDERS = {
 
 
 def model_files() -> Iterator[str]:
-    """`folder/name` of each model file of all templates, some more than once."""
+    """`folder/name` of every model file in all templates, some more than once."""
     for template in TEMPLATES:
         for entry in template.prompt.values():
             for name in entry["inputs"].keys() & FOLDERS.keys():
@@ -28,7 +28,7 @@ def model_files() -> Iterator[str]:
 
 
 def offer_models(base: Path) -> list[Path]:
-    """Make those that are not there in a ComfyUI base directory; returns what was made."""
+    """Create the missing ones in a ComfyUI base directory; returns those created."""
     made = [path for name in set(model_files()) if not (path := base / "models" / name).exists()]
     for path in made:
         path.parent.mkdir(parents=True, exist_ok=True)

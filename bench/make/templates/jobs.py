@@ -1,4 +1,4 @@
-"""What is done with a family's graph: one row for each job, and the list of all templates."""
+"""Jobs to do with a family's graph, one row each, and the list of all templates."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MODEL = ["model", 0]
 class Template:
     """One file of `workflows/`.
 
-    name      without ending
-    title     two lines on its picture
+    name      file name without suffix
+    title     two lines, shown on its picture
     prompt    the graph in API format, nodes by key
     note      Markdown
-    columns   keys of the nodes, left to right, each column from top to bottom; absent ones leave no gap
+    columns   keys of the nodes, left to right, each column from top to bottom; absent nodes leave no gap
     focus     keys of the nodes that its picture shows
-    bypassed  keys of the nodes that are switched off
+    bypassed  keys of the nodes that are bypassed
     """
 
     name: str
@@ -38,7 +38,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Job:
-    """A row: what a template takes from its job, and how its graph is made from a family's name and row."""
+    """One row: what a template takes from its job, and how its graph is made from a family's name and row."""
 
     name: str
     title: str
@@ -49,7 +49,7 @@ class Job:
     bypassed: tuple[str, ...] = ()
 
     def template(self, family: str, name: str = "") -> Template:
-        """For one family."""
+        """The job's template for one family."""
         graph = GRAPHS[family]
         folder = "output/checkpoints/" if graph.whole else "output/diffusion_models/"
         note = self.note.replace("{folder}", folder).replace("{session}", _session(family))
@@ -91,7 +91,7 @@ def _calibration(family: str) -> Entry:
 
 
 def _conversion(family: str, graph: Graph, **links: Any) -> Entry:
-    """Of the very MODEL that was calibrated."""
+    """The conversion of the same MODEL that was calibrated."""
     if graph.whole:
         links |= {"clip": ["model", 1], "vae": ["model", 2]}
     settings = {"session": _session(family), "format": "comfy", "method": "model_aware"}

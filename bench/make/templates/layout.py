@@ -1,4 +1,4 @@
-"""Where nodes stand: columns from left to right, narrow enough to be read on a small screen; the note in the first."""
+"""Node layout: columns from left to right, narrow enough to read on a small screen, with the note in the first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from make.templates.jobs import Template
 
 GAP, TITLE = 40, 30
 NOTE, NOTE_SIZE = "MarkdownNote", (400, 330)
-# Of nodes that show text or pictures; the others are as large as the page makes them.
+# Sizes of nodes that show text or pictures; the page sizes the others.
 SIZES = {
     "CLIPTextEncode": (320, 160),
     "SaveImage": (320, 380),
@@ -23,12 +23,12 @@ SIZES = {
     "HSWQCompare": (480, 340),
     "PreviewImage": (400, 440),
 }
-# Where the page's own would leave a doubt.
+# Where the page's own title would be ambiguous.
 TITLES = {"seed": "Seed", "fp8_sampler": "KSampler (FP8)", "fp8_decode": "VAE Decode (FP8)"}
 
 
 def make(page: Page, template: Template) -> dict[str, Any]:
-    """The UI-format workflow, as the page saves it."""
+    """The workflow in UI format, as the page saves it."""
     prompt, ids = numbered(template.prompt)
     workflow = page.from_api(prompt, arrange=False)
     nodes = {ids[str(entry["id"])]: entry for entry in workflow["nodes"]}
@@ -45,7 +45,7 @@ def make(page: Page, template: Template) -> dict[str, Any]:
     place(nodes, ((*first, NOTE), *others))
     workflow["nodes"].append(nodes[NOTE])
     workflow["last_node_id"] = number
-    workflow["extra"].pop("ds", None)  # where this page looked: without it, who opens the file sees all of it
+    workflow["extra"].pop("ds", None)  # this page's view position: without it, opening the file shows all of it
     return workflow
 
 
@@ -64,7 +64,7 @@ def place(nodes: dict[str, dict[str, Any]], columns: tuple[tuple[str, ...], ...]
 
 
 def numbered(prompt: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The prompt with node ids 1, 2, 3... as the page wants them, and {id: key}."""
+    """The prompt with node ids 1, 2, 3..., as the page expects, and {id: key}."""
     ids = {key: str(i) for i, key in enumerate(prompt, 1)}
 
     def link(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the note beside each graph says."""
+"""Text of the note beside each graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture that the template browser shows of a workflow: its main nodes, with a title."""
+"""The picture that the template browser shows for a workflow: its main nodes, with a title."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rig.page import Page
 from make.templates.jobs import Template
 from make.templates.layout import NOTE
 
-SIDE = 512  # the browser shows squares of 224 pixels, twice as fine on many screens
+SIDE = 512  # the browser shows squares of 224 pixels, at double density on many screens
 BAND = 104  # height of the title
 MARGIN, TITLE = 24, 30
 QUALITY = 82
 
-# Brings nodes into the square's upper part, without the room that they keep for results.
+# Moves nodes into the upper part of the square, without the space they reserve for results.
 SHOW = """([ids, side, band, margin, title]) => {
     const nodes = app.graph.nodes.filter(node => ids.includes(String(node.id)))
     for (const node of nodes) node.setSize([node.size[0], node.computeSize()[1]])
@@ -52,7 +52,7 @@ CAPTION = """([[left, top], side, band, [big, small]]) => {
 
 
 def picture(page: Page, workflow: dict[str, Any], template: Template, ids: dict[str, str], path: Path) -> Path:
-    """Save it as JPEG; `ids` are {id: key} of the nodes, all of the template's focus are seen."""
+    """Save it as JPEG; `ids` are {id: key} of the nodes, and all of the template's focus is visible."""
     nodes = [node for node in workflow["nodes"] if node["type"] != NOTE]
     page.load({**workflow, "nodes": nodes})
     shown = [number for number, key in ids.items() if key in template.focus]
