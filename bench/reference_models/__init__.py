@@ -1,1 +1,1 @@
-"""Small diffusion models of ComfyUI's own classes, trained on drawn, captioned pictures: the judges of every method."""
+"""Small diffusion models of ComfyUI's own classes, trained on drawn, captioned pictures, to judge every method."""

@@ -1,6 +1,6 @@
 """The three reference architectures: one row each, and their registration with ComfyUI's model detection.
 
-ComfyUI recognizes SDXL by its full width and Z-Image by dim 3840. So the small ones are registered as further
+ComfyUI recognizes SDXL by its full width and Z-Image by dim 3840. So the small ones are registered as additional
 rows of ``comfy.supported_models``, subclasses of the real rows: detection, loading, sampling and saving are
 ComfyUI's own. The Flux layout needs no row; every ComfyUI opens it.
 """
@@ -26,17 +26,17 @@ class Reference:
     """One reference model.
 
     Attributes:
-        name: of its file.
-        layout: for people.
+        name: name of its file.
+        layout: name for people.
         config: arguments of the diffusion model's class, as ComfyUI detects them.
         row: () -> class of ``comfy.supported_models``; imports comfy.
-        zeros: ends of the names of layers that start at zero, so that each block starts as the identity.
+        zeros: name suffixes of layers that start at zero, so that each block starts as the identity.
         on_disk: renames a parameter for the file, where published files name it differently.
-        sampler, scheduler, steps, cfg: the family's usual ones.
-        guidance: embedded guidance, None without.
+        sampler, scheduler, steps, cfg: the family's usual settings.
+        guidance: embedded guidance, or None.
         pooled: whether the family has a pooled text vector.
-        start: prepares the fresh model further.
-        weighted: the training loss by 1 + sigma².
+        start: further initialization of the fresh model.
+        weighted: whether the training loss is weighted by 1 + sigma².
     """
 
     name: str
@@ -70,7 +70,7 @@ def _sdxl_row() -> type:
         unet_extra_config: ClassVar[dict[str, Any]] = {"num_heads": -1, "num_head_channels": SDXL["num_head_channels"]}
         latent_format = wavelet_format()
 
-        def inpaint_model(self) -> bool:  # 16 channels here are no mask and masked picture
+        def inpaint_model(self) -> bool:  # 16 channels here do not mean a mask and a masked picture
             return False
 
     return ReferenceSDXL
@@ -97,7 +97,7 @@ SDXL: dict[str, Any] = {
     "image_size": 32,
     "in_channels": CHANNELS,
     "out_channels": CHANNELS,
-    # 96 = three channels to a group of GroupNorm, see start.py. The rest is what 20 MB leave room for.
+    # 96 = three channels per GroupNorm group, see start.py. The rest is what fits into 20 MB.
     "model_channels": 96,
     "num_res_blocks": [1, 1, 1],
     "channel_mult": [1, 1, 2],
@@ -149,7 +149,7 @@ ZIMAGE: dict[str, Any] = {
     "time_scale": 1000.0,
     "pad_tokens_multiple": 32,
 }
-# What ComfyUI knows for dim 3840 only, and the row must say.
+# ComfyUI knows these for dim 3840 only, so the row must state them.
 _UNDETECTED = (
     "n_heads",
     "n_kv_heads",
@@ -193,7 +193,7 @@ REFERENCES = {
 
 
 def register() -> None:
-    """Let this process's ComfyUI recognize the reference models; again: nothing happens."""
+    """Let this process's ComfyUI recognize the reference models; does nothing when called again."""
     import comfy.supported_models
 
     known = comfy.supported_models.models
@@ -204,7 +204,7 @@ def register() -> None:
 
 
 def build(reference: Reference, operations: Any, device: Any) -> Any:
-    """ComfyUI's BaseModel with a fresh diffusion model in float32 of these operations' layers."""
+    """ComfyUI's BaseModel with a fresh float32 diffusion model, built from the layers of ``operations``."""
     import torch
 
     config = reference.row()(dict(reference.config))

@@ -1,7 +1,7 @@
 """Scenes, their captions, and the text encoder of the reference models.
 
 A caption is read word by word into fixed slots: five for each of two objects, three for the background. A
-token is the word's vector plus its slot's, so that a colour is bound to its shape as a real encoder binds it.
+token is the word's vector plus the slot's, so that a colour is bound to its shape as in a real encoder.
 All vectors come from one frozen random stream: the same caption gives the same conditioning everywhere.
 """
 
@@ -32,7 +32,7 @@ COLUMNS = {"left": -0.5, "center": 0.0, "right": 0.5}
 BACKGROUNDS = ("plain", "vertical", "horizontal")
 WORDS = (*SIZES, *COLOURS, *SHAPES, *ROWS, *COLUMNS, *BACKGROUNDS)
 SILENT = {"a", "to"}
-# The slot that the word after each of these goes to.
+# The slot for the word that follows each of these.
 SLOT_AFTER = {"and": 5, "on": 10}
 TOKENS, WIDTH = 16, 128
 _STREAM = 20261121
@@ -44,7 +44,7 @@ class CaptionError(ValueError):
 
 @dataclass(frozen=True)
 class Thing:
-    """One object; its words are keys of the tables above."""
+    """One object, described by keys of the tables above."""
 
     size: str
     colour: str
@@ -55,7 +55,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: one or two things on a background of one or two colours."""
+    """The content of a picture: one or two things on a background of one or two colours."""
 
     things: tuple[Thing, ...]
     background: str
@@ -83,10 +83,10 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def embed(captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Conditioning of captions; "" is the unconditional one, all zeros.
+    """Conditioning for captions; "" gives the unconditional one, all zeros.
 
     Returns:
-        tokens [n, 16, 128] and pooled [n, 128], float32, both of about unit variance where words are.
+        tokens [n, 16, 128] and pooled [n, 128], float32, both with about unit variance where there are words.
 
     Raises:
         CaptionError: an unknown word, or too many of them.
@@ -103,7 +103,7 @@ def embed(captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _slots(caption: str) -> dict[int, int]:
-    """{slot: number of the word in it}."""
+    """{slot: index of the word in it}."""
     placed, slot = {}, 0
     for word in caption.split():
         if word in SILENT:
@@ -121,7 +121,7 @@ def _slots(caption: str) -> dict[int, int]:
 
 @cache
 def _vectors() -> tuple[torch.Tensor, torch.Tensor]:
-    stream = np.random.RandomState(_STREAM)  # frozen by numpy's policy, unlike torch's generators
+    stream = np.random.RandomState(_STREAM)  # frozen by numpy's policy, unlike torch's generators'
     words = torch.from_numpy(stream.standard_normal((len(WORDS), WIDTH))).float()
     slots = torch.from_numpy(stream.standard_normal((TOKENS, WIDTH))).float()
     return words, slots

@@ -1,8 +1,8 @@
-"""The latent format of the reference UNet: wavelets instead of pixels, each of about unit variance.
+"""The latent format of the reference UNet: wavelets instead of pixels, each with about unit variance.
 
-Predicted noise carries an error in each channel's mean that the first, noisiest steps multiply by their sigma.
-Among the four pixels of a block such errors are a checkerboard; in Haar coefficients, whose details are enlarged,
-they are a slight shift of colour.
+Predicted noise has an error in each channel's mean, which the first, noisiest steps multiply by their sigma.
+Across the four pixels of a block such errors show as a checkerboard; in Haar coefficients, whose details are scaled up,
+they are only a slight colour shift.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 
 # Rows: mean, left-right, up-down, diagonal of a block's four pixels; orthonormal.
 HAAR = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
-# To unit variance over drawn scenes. Larger latents would show through the noise of the highest sigma, and the model
-# would learn to look there instead of at the caption.
+# Scales to unit variance over drawn scenes. Larger latents would show through the noise at the highest sigma, and the
+# model would learn to read them instead of the caption.
 GAINS = (0.75, 6.0, 6.0, 15.0)
 
 
 def to_wavelets(blocks: torch.Tensor) -> torch.Tensor:
-    """[n, 4·c, h, w] of unshuffled pixels -> the same shape of enlarged Haar coefficients."""
+    """Unshuffled pixels [n, 4·c, h, w] -> scaled Haar coefficients of the same shape."""
     return _mixed(blocks, _matrix())
 
 

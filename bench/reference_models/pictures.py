@@ -1,7 +1,7 @@
 """Scenes drawn as pictures, and the fixed linear code between pictures and 16-channel latents.
 
-No VAE: the twelve channels of a pixel-unshuffled RGB picture and four of its unshuffled edges are the latent,
-so a picture of 2N x 2N pixels has a latent of N x N, and comes back from it without loss.
+No VAE: the latent consists of the twelve channels of a pixel-unshuffled RGB picture and four of its unshuffled edges,
+so a picture of 2N x 2N pixels has a latent of N x N and is restored from it without loss.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch.nn import functional
 from reference_models.captions import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, Thing
 
 CHANNELS = 16
-# The latent format of ComfyUI's Flux and Z-Image: model = (latent - shift) · scale.
+# ComfyUI's latent format for Flux and Z-Image: model = (latent - shift) · scale.
 SCALE, SHIFT = 0.3611, 0.1159
 EDGE_GAIN = 4.0
 JITTER = 0.08
 
 
 def draw(scenes: list[Scene], size: int, rng: random.Random | None = None) -> torch.Tensor:
-    """Pictures [n, 3, size, size] in 0..1; ``rng`` moves and scales each thing a little."""
+    """Pictures [n, 3, size, size] in 0..1; ``rng`` shifts and scales each thing a little."""
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return torch.stack([_scene(scene, x, y, rng) for scene in scenes])
 
 
 def to_latents(pictures: torch.Tensor) -> torch.Tensor:
-    """[n, 3, 2h, 2w] in 0..1 -> [n, 16, h, w], as a VAE's encoder would give them."""
+    """[n, 3, 2h, 2w] in 0..1 -> [n, 16, h, w], as from a VAE's encoder."""
     signed = pictures * 2 - 1
     channels = [functional.pixel_unshuffle(signed, 2), functional.pixel_unshuffle(_edges(pictures), 2)]
     return torch.cat(channels, 1) / SCALE + SHIFT
@@ -43,13 +43,13 @@ def to_pictures(latents: torch.Tensor) -> torch.Tensor:
 
 
 def as_image(picture: torch.Tensor, times: int) -> Image.Image:
-    """[3, h, w] in 0..1 as an image so many times its size, that pixels can be seen."""
+    """[3, h, w] in 0..1 as an image enlarged ``times`` times, so that pixels can be seen."""
     image = Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
 def _edges(pictures: torch.Tensor) -> torch.Tensor:
-    """Gradient magnitude of the brightness, [n, 1, h, w], of about the pictures' own range."""
+    """Gradient magnitude of the brightness, [n, 1, h, w], in about the pictures' own range."""
     grey = functional.pad(pictures.mean(1, keepdim=True), (0, 1, 0, 1), mode="replicate")
     dx, dy = grey[..., :-1, 1:] - grey[..., :-1, :-1], grey[..., 1:, :-1] - grey[..., :-1, :-1]
     return EDGE_GAIN * (dx.square() + dy.square()).sqrt() - 1
@@ -71,7 +71,7 @@ def _ground(scene: Scene, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _coverage(thing: Thing, x: torch.Tensor, y: torch.Tensor, rng: random.Random | None) -> torch.Tensor:
-    """0 outside, 1 inside, one pixel of slope between."""
+    """0 outside, 1 inside, with a one-pixel ramp between."""
 
     def moved() -> float:
         return rng.uniform(-JITTER, JITTER) if rng else 0.0
@@ -83,7 +83,7 @@ def _coverage(thing: Thing, x: torch.Tensor, y: torch.Tensor, rng: random.Random
 
 
 def _distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tensor:
-    """About the signed distance to the outline, negative inside."""
+    """Approximate signed distance to the outline, negative inside."""
     outlines = {
         "circle": lambda: torch.hypot(x, y) - radius,
         "square": lambda: torch.maximum(x.abs(), y.abs()) - 0.85 * radius,

@@ -1,4 +1,4 @@
-"""Pictures of a reference model, by ComfyUI's own sampling; and its single calls, recorded and repeated."""
+"""Pictures of a reference model, with ComfyUI's own sampling, and its single calls, recorded and replayed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _conditioning(reference: Reference, captions: list[str]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the diffusion model: arguments of ``apply_model``, and the denoised latent it gave."""
+    """One call of the diffusion model: the arguments of ``apply_model``, and the denoised latent it returned."""
 
     x: torch.Tensor
     sigma: torch.Tensor
@@ -89,7 +89,7 @@ def call_error(model: Any, calls: list[Call]) -> float:
 
 
 def unwrapped(values: Any) -> Any:
-    """Arguments of a call without the wrappers of the run that made it."""
+    """A call's arguments without the wrappers of the run that made it."""
     if isinstance(values, tuple):
         return tuple(_options(value) for value in values)
     return {key: _options(value) for key, value in values.items()}

@@ -20,7 +20,7 @@ from reference_models.sampling import draw
 
 
 def main() -> None:
-    """Draw the first evaluation prompts with each model, captions above."""
+    """Draw the first evaluation prompts with each model, with captions above."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def sheet(rows: dict[str, torch.Tensor], captions: list[str], path: Path) -> None:
-    """One row of pictures a model, its caption above each column."""
+    """One row of pictures per model, a caption above each column."""
     mpl.use("agg")
     from matplotlib import pyplot as plt
 

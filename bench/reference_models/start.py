@@ -1,11 +1,11 @@
-"""How the reference UNet starts: as the identity, through groups of channels that its last norm cannot blind.
+"""How the reference UNet starts: as the identity, through channel groups whose content its last norm cannot remove.
 
-At the highest sigma the noise to be predicted is the input, and sampling multiplies what is wrong with it by the
-sigma. SDXL's last GroupNorm has ten channels a group and hardly touches it; in a narrow UNet the group's mean and
-deviation are the channel's own, and taking them away takes the picture's colour. A group (n, -n, K) with a constant K
-keeps both: its mean is K / 3 whatever n is, and its deviation nearly the constant's. Behind the norm, with the mean
-put back as its bias, SiLU(z) - SiLU(-z) = z gives n again. The other groups get the constant too, so that what the
-network adds to the noise keeps its size: it must shrink with the sigma.
+At the highest sigma the noise to be predicted is the input, and sampling multiplies any error in it by the sigma.
+SDXL's last GroupNorm has ten channels per group and hardly affects it; in a narrow UNet the group's mean and deviation
+are the channel's own, and removing them removes the picture's colour. A group (n, -n, K) with a constant K keeps both:
+its mean is K / 3 for any n, and its deviation is nearly that of the constant. After the norm, with the mean added back
+as its bias, SiLU(z) - SiLU(-z) = z recovers n. The other groups get the constant too, so that what the network adds to
+the noise keeps its size: it must shrink with the sigma.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 
 import torch
 
-GROUPS = 32  # of every GroupNorm in ComfyUI's UNet
+GROUPS = 32  # in every GroupNorm of ComfyUI's UNet
 CONSTANT = 4.0
 
 
 def start_as_identity(unet: Any) -> None:
-    """Carry each input channel in a group of its own, and a constant in every group, from first layer to last norm.
+    """Carry each input channel in its own group, and a constant in every group, from the first layer to the last norm.
 
     Args:
-        unet: with three channels to a group, and at most as many input channels as groups.
+        unet: has three channels per group, and at most as many input channels as groups.
     """
     first, last = unet.input_blocks[0][0], unet.output_blocks[-1][0].skip_connection
     norm, out = unet.out[0], unet.out[2]
     width, inputs = first.weight.shape[:2]
     if width != 3 * GROUPS or inputs > GROUPS:
         raise ValueError(f"{width} channels for {inputs} inputs: expected {3 * GROUPS} for at most {GROUPS}")
-    # of (n - K/3, -n - K/3, 2K/3) for n of unit variance
+    # of (n - K/3, -n - K/3, 2K/3) for n with unit variance
     deviation = math.sqrt((2 + 6 * (CONSTANT / 3) ** 2) / 3)
     with torch.no_grad():
         carried = [*range(3 * inputs), *range(3 * inputs + 2, width, 3)]

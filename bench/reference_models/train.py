@@ -1,6 +1,6 @@
 """Train a reference model and write its FP16 file: `nox -s bench -- reference_models/train.py flux`.
 
-Stopped and started again it goes on. On a GPU train longer and on larger pictures:
+If stopped, it resumes when started again. On a GPU, train longer and on larger pictures:
 --device cuda --steps 40000 --batch 128 --latent-size 32.
 """
 
@@ -24,7 +24,7 @@ from reference_models.training import Settings, Trainer
 
 
 def main() -> None:
-    """Train or go on, then write the file."""
+    """Train or resume, then write the file."""
     defaults = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=sorted(REFERENCES))
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def train(trainer: Trainer, state: Path, every: int) -> None:
-    """Run to the end with a bar, saving the state on the way."""
+    """Run to the end with a progress bar, saving the state along the way."""
     state.parent.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:
@@ -69,7 +69,7 @@ def train(trainer: Trainer, state: Path, every: int) -> None:
 
 
 def write(trainer: Trainer, path: Path) -> None:
-    """The averaged weights as a file, with what they were made with in its header."""
+    """Write the averaged weights to a file, with the training settings in its header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     last = trainer.losses[-200:]
     header = {key: str(value) for key, value in trainer.state()["settings"].items()}

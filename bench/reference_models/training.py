@@ -1,6 +1,6 @@
-"""Training of one reference model: ComfyUI's own forward, noise schedule and preconditioning, one loss for all.
+"""Training of one reference model: ComfyUI's own forward pass, noise schedule and preconditioning, one loss for all.
 
-The model's ``model_sampling`` noises a latent with a sigma of its own table and turns the output into the
+The model's ``model_sampling`` noises a latent with a sigma from its own table and turns the output into the
 denoised latent; the loss is the squared error of the noise direction (x - denoised) / sigma. With epsilon
 prediction that is the epsilon loss, with rectified flow the velocity loss. Epsilon errors may be weighted by 1 + sigma²
 (SNR + 1 over SNR; Salimans & Ho 2022, arXiv 2202.00512): composition and colour are decided at the highest sigmas,
@@ -27,12 +27,12 @@ from reference_models.pictures import draw, to_latents
 
 DROPPED_CAPTIONS = 0.1
 GUIDANCE = (1.0, 6.0)
-PIXELS_PER_LATENT = 8  # what SDXL's size conditioning counts with
+PIXELS_PER_LATENT = 8  # as SDXL's size conditioning assumes
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training run is made with; part of the model card."""
+    """Settings of a training run; part of the model card."""
 
     steps: int = 4000
     batch: int = 32
@@ -46,7 +46,7 @@ class Settings:
 
 
 class TrainingLayers:
-    """torch.nn's layers, which initialise their weights, under the names ComfyUI's models ask for."""
+    """torch.nn's layers, which initialise their weights, under the names that ComfyUI's models use."""
 
     Linear = torch.nn.Linear
     Conv2d = torch.nn.Conv2d
@@ -57,16 +57,16 @@ class TrainingLayers:
 
     @staticmethod
     def conv_nd(_dims: int, *args: Any, **kwargs: Any) -> torch.nn.Conv2d:
-        """Only pictures are trained on."""
+        """Conv2d only, since training uses only pictures."""
         return torch.nn.Conv2d(*args, **kwargs)
 
 
 class AddOutOfPlace(TorchFunctionMode):
-    """``a += b`` makes a new tensor: Flux's blocks add to what autograd still needs."""
+    """Makes ``a += b`` out of place: Flux's blocks add in place to tensors that autograd still needs."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace the one function, call any other."""
-        if function is torch.Tensor.add_:  # what `+=` calls
+        """Replace that one function, and call any other."""
+        if function is torch.Tensor.add_:  # called by `+=`
             return torch.add(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
@@ -76,7 +76,7 @@ class Trainer:
 
     Args:
         reference: which model.
-        settings: of the whole run; a resumed run must have the same.
+        settings: for the whole run; a resumed run must have the same ones.
         device: where to train.
     """
 
@@ -91,12 +91,12 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.weights.parameters(), settings.rate, (0.9, 0.99), weight_decay=settings.weight_decay
         )
-        self.scenes = random.Random(settings.seed)  # noqa: S311 - pictures, no secrets
+        self.scenes = random.Random(settings.seed)  # noqa: S311 - pictures, not secrets
         self.noise = torch.Generator().manual_seed(settings.seed)
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
 
     def run(self, told: Callable[[int, float], None], save: Callable[[], None], every: int) -> None:
-        """Train to the end; ``told`` gets (step, mean loss of the last 100) and ``save`` is called now and then."""
+        """Train to the end; ``told`` gets (step, mean loss of the last 100); ``save`` is called now and then."""
         began = time.monotonic() - self.seconds
         with training_mode():
             while self.step < self.settings.steps:
@@ -124,14 +124,14 @@ class Trainer:
                 self.average[name].lerp_(parameter, 1 - decay)
 
     def _rate(self) -> float:
-        """Linear warm-up, then half a cosine to zero."""
+        """Learning rate: linear warm-up, then half a cosine to zero."""
         s = self.settings
         if self.step < s.warmup:
             return s.rate * (self.step + 1) / s.warmup
         return s.rate * (1 + math.cos(math.pi * (self.step - s.warmup) / max(s.steps - s.warmup, 1))) / 2
 
     def _loss(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(what is minimized, mean squared error of the noise direction)."""
+        """(loss to minimize, mean squared error of the noise direction)."""
         size = self.settings.latent_size
         scenes = [random_scene(self.scenes) for _ in range(self.settings.batch)]
         latent = self.model.process_latent_in(to_latents(draw(scenes, 2 * size, self.scenes))).to(self.device)
@@ -152,7 +152,7 @@ class Trainer:
         return table.to(self.device)[index.to(self.device)].float()
 
     def _conditions(self, captions: list[str], noise: torch.Tensor) -> dict[str, Any]:
-        """What the model's class makes of prompt, pooled vector and guidance, as in sampling."""
+        """The conditioning that the model's class makes from prompt, pooled vector and guidance, as in sampling."""
         tokens, pooled = (t.to(self.device) for t in embed(captions))
         pixels = self.settings.latent_size * PIXELS_PER_LATENT
         conditions = self.model.extra_conds(
@@ -172,7 +172,7 @@ class Trainer:
     # ----- files
 
     def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs, plain containers and tensors."""
+        """Everything a resumed run needs, as plain containers and tensors."""
         return {
             "settings": asdict(self.settings),
             "step": self.step,
@@ -186,7 +186,7 @@ class Trainer:
         }
 
     def resume(self, path: Path) -> None:
-        """Go on where a saved state stopped. Raises ValueError if it was made with other settings."""
+        """Resume from a saved state. Raises ValueError if it was made with other settings."""
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["settings"] != asdict(self.settings):
             raise ValueError(f"{path}: was trained with {state['settings']}, not {asdict(self.settings)}; delete it")
@@ -198,13 +198,13 @@ class Trainer:
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
 
     def trained(self) -> dict[str, torch.Tensor]:
-        """The averaged weights, FP16, under the names of published files."""
+        """The averaged weights in FP16, under the names used in published files."""
         return {self.reference.on_disk(name): tensor.half().cpu() for name, tensor in self.average.items()}
 
 
 @contextlib.contextmanager
 def training_mode() -> Iterator[None]:
-    """ComfyUI's switch for kernels that have gradients."""
+    """Set ComfyUI's switch for kernels that have gradients."""
     import comfy.model_management
 
     comfy.model_management.in_training = True
@@ -215,7 +215,7 @@ def training_mode() -> Iterator[None]:
 
 
 def _initialise(model: torch.nn.Module, zeros: tuple[str, ...]) -> None:
-    """Zero the layers that end a block; give bare parameters (pad tokens) values, which ComfyUI leaves undefined."""
+    """Zero the layers that end a block, and initialise bare parameters (pad tokens), which ComfyUI leaves undefined."""
     for name, module in model.named_modules():
         if name.endswith(zeros):
             for parameter in module.parameters():

@@ -23,9 +23,9 @@ MODEL_KINDS = (
     "vae",
 )
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.tmp", "bench", "tests")
-# Without this the first visit of the page opens the template browser over the graph.
+# Without this, the first visit to the page opens the template browser over the graph.
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
-# The rest is what the page asks for and calls an error when it is missing.
+# The page requests the rest and logs an error when it is missing.
 USER_FILES = {
     "comfy.settings.json": json.dumps(SETTINGS),
     "comfy.templates.json": "{}",
@@ -34,7 +34,7 @@ USER_FILES = {
 
 
 def prepare(base: Path, packs: Iterable[Path] = ()) -> None:
-    """Make the folders of `base` and put our pack and `packs` into its custom_nodes."""
+    """Make the folders of `base`, and put our pack and `packs` into its custom_nodes."""
     for name in (*FOLDERS, *(f"models/{kind}" for kind in MODEL_KINDS)):
         (base / name).mkdir(parents=True, exist_ok=True)
     for name, text in USER_FILES.items():
@@ -47,7 +47,7 @@ def prepare(base: Path, packs: Iterable[Path] = ()) -> None:
 
 
 def link(source: Path, target: Path) -> Path:
-    """Show the file or folder `source` as `target`: a symlink, else a hard link, else a copy."""
+    """Make the file or folder `source` appear as `target`: by symlink, else hard link, else copy."""
     if os.path.lexists(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def _link_without_symlinks(source: Path, target: Path) -> None:
 
 
 def write_model_paths(base: Path, models: Path) -> Path:
-    """A model path file for ComfyUI that adds the folders of `models`; JSON is also YAML."""
+    """Write a model path file for ComfyUI that adds the folders of `models`; JSON is valid YAML."""
     if not models.is_dir():
         raise NotADirectoryError(f"models folder {models}: not found")
     kinds = sorted(child.name for child in models.iterdir() if child.is_dir())

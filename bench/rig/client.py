@@ -1,4 +1,4 @@
-"""Client of the ComfyUI HTTP API, on the standard library; Listener needs aiohttp (ComfyUI has it)."""
+"""Client for the ComfyUI HTTP API, using the standard library; Listener needs aiohttp (ComfyUI has it)."""
 
 # ruff: noqa: S310 - every URL here is that of our own server
 
@@ -22,16 +22,16 @@ FAILURES = ("execution_error", "execution_interrupted")
 
 
 class ClientError(RuntimeError):
-    """The server gave an answer that no request of ours should get."""
+    """The server gave an answer that none of our requests should get."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one prompt.
+    """The outcome of one prompt.
 
     status    success · error · interrupted · rejected
-    outputs   per node id what the node showed (images, text, ...)
-    errors    error messages; rejected: per node id what validation found wrong
+    outputs   what each node showed (images, text, ...), by node id
+    errors    error messages; if rejected: validation errors by node id
     cached    ids of nodes that did not run because nothing had changed
     seconds   from submitting to the entry in the history
     """
@@ -50,7 +50,7 @@ class Result:
         return self.status == "success"
 
     def check(self) -> Result:
-        """Itself when it succeeded, else ClientError with every message."""
+        """Return self on success; otherwise raise ClientError with every message."""
         if not self.ok:
             raise ClientError(f"prompt {self.status}: " + "; ".join(self.errors))
         return self
@@ -72,7 +72,7 @@ class Client:
         self.id = uuid.uuid4().hex
 
     def run(self, prompt: Prompt, timeout: float = 600.0) -> Result:
-        """Queue an API-format prompt and wait for its end. Raises TimeoutError."""
+        """Queue an API-format prompt and wait until it ends. Raises TimeoutError."""
         begin = time.monotonic()
         queued = self.submit(prompt)
         if isinstance(queued, Result):
@@ -99,7 +99,7 @@ class Client:
         raise TimeoutError(f"prompt {prompt_id}: no end after {timeout:.0f} s")
 
     def interrupt(self) -> None:
-        """What the page's Cancel button does."""
+        """Do what the page's Cancel button does."""
         self._call("/interrupt", {})
 
     def free(self) -> None:
@@ -121,7 +121,7 @@ class Client:
 
     @contextmanager
     def listen(self) -> Iterator[Listener]:
-        """Within the block, gather the websocket messages that the page would get."""
+        """Within the block, collect the websocket messages that the page would get."""
         with Listener(f"ws{self.url[4:]}/ws?clientId={self.id}") as listener:
             yield listener
 

@@ -1,4 +1,4 @@
-"""Disks that are too small: a real one where mounting is allowed, else a limit that everybody may set."""
+"""Disks that are too small: a real one where mounting is allowed, otherwise a limit that any user may set."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ except ImportError:  # Windows
 
 
 class NoDiskError(RuntimeError):
-    """This machine does not let us mount one, or has no such limit; says why."""
+    """This machine does not allow mounting, or has no such limit; the message says why."""
 
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """``folder``, made and empty, is a disk of its own with so many bytes. Raises NoDiskError."""
+    """Make ``folder`` an empty separate disk of ``size`` bytes. Raises NoDiskError."""
     folder.mkdir(parents=True, exist_ok=True)
     _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(folder))
     try:
@@ -31,12 +31,12 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 
 def read_only(folder: Path, *, on: bool) -> None:
-    """Turn a ``small_disk`` read-only, as a drive does that has an error, and back."""
+    """Make a ``small_disk`` read-only, as a failing drive becomes, and back."""
     _mount("-o", f"remount,{'ro' if on else 'rw'}", str(folder))
 
 
 def fill(folder: Path, left: int = 0) -> Path:
-    """A file that takes all of a small disk but ``left`` bytes."""
+    """Fill a small disk with a file, leaving ``left`` bytes."""
     path = folder / "filler"
     path.write_bytes(bytes(max(0, shutil.disk_usage(folder).free - left)))
     return path
@@ -44,7 +44,7 @@ def fill(folder: Path, left: int = 0) -> Path:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file of this process grows beyond ``size`` bytes: writes fail as on a full disk. Raises NoDiskError."""
+    """Limit this process's files to ``size`` bytes: writes fail as on a full disk. Raises NoDiskError."""
     if resource is None:
         raise NoDiskError("this system has no limit on a file's size")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

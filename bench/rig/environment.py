@@ -10,10 +10,10 @@ from rig.tree import cache_folder
 
 
 def child_environment(threads: int | None = None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Ours plus: offline model hubs, bytecode in the cache folder, UTF-8, `threads` of torch."""
+    """Our environment plus: offline model hubs, bytecode in the cache folder, UTF-8, `threads` for torch."""
     own = {
-        # Bytecode goes neither into the pack nor into the ComfyUI tree; but some bytecode there
-        # must be, as compiling torch anew costs every start 8 s.
+        # Bytecode goes neither into the pack nor into the ComfyUI tree. But it must be cached somewhere,
+        # since recompiling torch would cost every start 8 s.
         "PYTHONPYCACHEPREFIX": str(cache_folder() / "pycache"),
         "PYTHONDONTWRITEBYTECODE": "",
         "PYTHONUNBUFFERED": "1",

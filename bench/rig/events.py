@@ -1,4 +1,4 @@
-"""What the server tells the page while a prompt runs."""
+"""Messages that the server sends to the page while a prompt runs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from types import TracebackType
 from typing import Any
 
 CONNECT_SECONDS = 30
-SETTLE_SECONDS = 0.2  # the last messages may be on their way when the prompt is in the history
+SETTLE_SECONDS = 0.2  # the last messages may still be in flight when the prompt is in the history
 TEXT_FRAME = 3  # BinaryEventTypes.TEXT of ComfyUI's protocol.py
 
 
 @dataclass(frozen=True)
 class Event:
-    """One websocket message: its type, and its data."""
+    """One websocket message: its type and its data."""
 
     kind: str
     data: dict[str, Any]
 
 
 class Listener:
-    """Gathers websocket messages in a thread between `with` and its end; read `.events`."""
+    """Collects websocket messages in a thread for the duration of a `with` block; read `.events`."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -1,6 +1,6 @@
-"""The shipped workflows, run on small models: what the demo, the tests and the benchmarks go through.
+"""The shipped workflows, run on small models, for the demo, the tests and the benchmarks.
 
-Real weights are out of reach here, so file names are replaced by those of the rig's models and, where a
+Real weights are not available here, so file names are replaced by those of the rig's models and, where a
 family's text encoder is too big, its prompts by random conditioning. Everything else runs as shipped.
 """
 
@@ -34,13 +34,13 @@ FILE_INPUT = {
 
 @dataclass(frozen=True)
 class Family:
-    """What stands in for a family's files.
+    """Stand-ins for a family's files.
 
-    name          of its workflows
-    kind          of the small random model, or of the trained one
+    name          as in its workflows
+    kind          kind of the small random model, or of the trained one
     folder        the model folder it lies in
-    vae           kind of the small VAE; None: the checkpoint has its own
-    conditioning  inputs of RigConditioning; None: the checkpoint has a text encoder
+    vae           kind of the small VAE; None if the checkpoint has its own
+    conditioning  inputs of RigConditioning; None if the checkpoint has a text encoder
     trained       a reference model: it understands captions, and its latents need no VAE
     """
 
@@ -58,7 +58,7 @@ class Family:
 
     @property
     def file_name(self) -> str:
-        """What the loaders list it as."""
+        """The name under which the loaders list it."""
         return f"{self.kind}-trained.safetensors" if self.trained else f"{self.kind}.safetensors"
 
 
@@ -81,12 +81,12 @@ def templates() -> list[str]:
 
 
 def template(name: str) -> dict[str, Any]:
-    """A workflow of the repository, UI format."""
+    """A workflow of the repository, in UI format."""
     return dict(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def shipped(family: str, job: str) -> dict[str, Any]:
-    """The workflow for a family and a job, UI format."""
+    """The workflow for a family and a job, in UI format."""
     return template(job if job == OVER_PROMPTS else f"{family}_{job}")
 
 
@@ -101,11 +101,11 @@ def prepare(
     session: str = "",
     caption: str = "",
 ) -> Prompt:
-    """A shipped workflow as API prompt, for the small model of its family.
+    """A shipped workflow as an API prompt, for the small model of its family.
 
-    size     of the picture in pixels, eight to a latent's
-    session  name of the statistics; "" leaves the workflow's own
-    caption  to be drawn by the family's trained model; "": the random model with random conditioning
+    size     of the picture in pixels, eight per latent pixel
+    session  session name; "" keeps the workflow's own
+    caption  drawn by the family's trained model; "" uses the random model with random conditioning
     """
     family, info = (TRAINED if caption else FAMILIES)[name], server.client.object_info()
     prompt = graph.to_prompt(shipped(family.name, job), info)
@@ -113,7 +113,7 @@ def prepare(
     for entry in prompt.values():
         inputs = entry["inputs"]
         inputs |= {key: wish for key, wish in wishes.items() if not graph.is_link(inputs.get(key, ["", 0]))}
-        if entry["class_type"] == "PrimitiveInt":  # both samplers' seed
+        if entry["class_type"] == "PrimitiveInt":  # the seed of both samplers
             inputs["value"] = seed
         if session and "session" in inputs:
             inputs["session"] = session
@@ -125,13 +125,13 @@ def prepare(
 
 
 def calibration(prompt: Prompt) -> Prompt:
-    """The picture alone, calibrated: the converter bypassed."""
+    """Only the calibrated picture, with the converter bypassed."""
     gone = {"HSWQConverter", "PreviewAny"}
     return {key: copy.deepcopy(entry) for key, entry in prompt.items() if entry["class_type"] not in gone}
 
 
 def conversion(server: ComfyServer, prompt: Prompt, **settings: Any) -> Prompt:
-    """The converter alone, on the statistics there are; `settings` are inputs of the node."""
+    """Only the converter, using existing statistics; `settings` are inputs of the node."""
     converted = graph.set_input(prompt, "HSWQConverter", **settings)
     del converted[graph.find(converted, "HSWQConverter")]["inputs"]["after"]
     del converted[graph.find(converted, "SaveImage")]
@@ -139,7 +139,7 @@ def conversion(server: ComfyServer, prompt: Prompt, **settings: Any) -> Prompt:
 
 
 def opening(prompt: Prompt, file: str, folder: str, *, stock: bool) -> Prompt:
-    """A load workflow on a file of a model folder, by the HSWQ loader for it or by ComfyUI's own."""
+    """A load workflow for a file in a model folder, with the matching HSWQ loader or ComfyUI's own."""
     shipped_loader = next(entry["class_type"] for entry in prompt.values() if entry["class_type"] in STOCK)
     ours = next(loader for loader, where in FOLDER.items() if where == folder)
     loader = STOCK[ours] if stock else ours
@@ -148,14 +148,14 @@ def opening(prompt: Prompt, file: str, folder: str, *, stock: bool) -> Prompt:
 
 
 def _reporting(prompt: Prompt) -> Prompt:
-    """With the converter's report among the results, not on its node alone."""
+    """Put the converter's report among the results, not only on its node."""
     convert = [key for key, entry in prompt.items() if entry["class_type"] == "HSWQConverter"]
     reports = {f"report of {key}": {"class_type": "PreviewAny", "inputs": {"source": [key, 1]}} for key in convert}
     return prompt | reports
 
 
 def _named(server: ComfyServer, prompt: Prompt, family: Family) -> Prompt:
-    """Names of the small files instead of the real ones."""
+    """Replace the real file names with those of the small files."""
     model = server.add_model(family.folder, family.file, family.file_name)
     for entry in prompt.values():
         name = FILE_INPUT.get(entry["class_type"])
@@ -180,7 +180,7 @@ def _conditioned(prompt: Prompt, family: Family) -> Prompt:
 
 
 def _captioned(prompt: Prompt, caption: str) -> Prompt:
-    """A reference model's own text encoder and picture code."""
+    """Use a reference model's own text encoder and picture code."""
     for key, entry in list(prompt.items()):
         if entry["class_type"] == "CLIPTextEncode":
             prompt = graph.replace_node(prompt, key, "RigCaption", caption=caption)
@@ -190,7 +190,7 @@ def _captioned(prompt: Prompt, caption: str) -> Prompt:
 
 
 def _without_encoders(prompt: Prompt, vae: str) -> Prompt:
-    """A checkpoint that is a UNet alone: a VAE of its own, and a diffusion model as output."""
+    """For a UNet-only checkpoint: use a separate VAE, and write a diffusion model."""
     changed = copy.deepcopy(prompt)
     changed["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": vae}}
     for entry in changed.values():

@@ -1,7 +1,7 @@
-"""Workflows: from what the page saves (UI format) to what the server runs (API format).
+"""Converts workflows from what the page saves (UI format) to what the server runs (API format).
 
-Follows the page's own graphToPrompt, in Python, so that the example workflows can be run
-without a browser. Subgraphs and inputs that appear depending on another input are refused.
+A Python version of the page's own graphToPrompt, so that the example workflows can run
+without a browser. Subgraphs, and inputs whose presence depends on another input, are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEEDS = {"seed", "noise_seed"}
 
 
 class GraphError(ValueError):
-    """A workflow that cannot be converted, or a node that is not in a prompt."""
+    """A workflow cannot be converted, or a node is not in a prompt."""
 
 
 def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
@@ -38,7 +38,7 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
 
 
 def find(prompt: Prompt, class_type: str) -> str:
-    """Id of the only node of this class. Raises GraphError for none or several."""
+    """Id of the only node of this class. Raises GraphError if there is none or more than one."""
     found = [key for key, node in prompt.items() if node["class_type"] == class_type]
     if len(found) != 1:
         present = sorted({node["class_type"] for node in prompt.values()})
@@ -87,7 +87,7 @@ def is_link(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a link comes from in the end: an output, or a PrimitiveNode's value."""
+    """The ultimate origin of a link: an output, or a PrimitiveNode's value."""
 
     link: tuple[str, int] | None = None
     value: Any = None
@@ -157,7 +157,7 @@ class _Converter:
 
 
 def widget_names(class_type: str, info: dict[str, Any]) -> Iterator[str | None]:
-    """Names of a node's widgets in the order of `widgets_values`; None: the page's own widget."""
+    """Names of a node's widgets in the order of `widgets_values`; None for the page's own widgets."""
     for name, spec in _specs(info):
         kind, options = spec[0], (spec[1] if len(spec) > 1 else {})
         if isinstance(kind, str) and kind.startswith("COMFY_") and kind.endswith("_V3"):
@@ -176,7 +176,7 @@ def _specs(info: dict[str, Any]) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _is_widget(kind: Any) -> bool:
-    """A list is the older way to write a combo; several types go by the first."""
+    """Whether an input is a widget. A list is the older way to write a combo; of several types the first counts."""
     return isinstance(kind, list) or str(kind).split(",")[0] in WIDGET_TYPES
 
 
@@ -189,7 +189,7 @@ def _link(saved: Any) -> tuple[Any, Link]:
 
 
 def _bypass(node: Node, index: int, wanted: str) -> Node | None:
-    """The input whose link stands in for an output of a bypassed node."""
+    """The input whose link replaces an output of a bypassed node."""
     inputs, made = node.get("inputs") or [], str(node["outputs"][index]["type"])
     fits: list[Callable[[Node], bool]] = [
         lambda slot: slot["type"] == wanted,
@@ -210,5 +210,5 @@ def _connects(one: str, other: str) -> bool:
 
 
 def _wrapped(value: Any) -> Any:
-    """A list as a value must not look like a link."""
+    """Wrap a list value, so that it does not look like a link."""
     return {"__value__": value} if isinstance(value, list) else value

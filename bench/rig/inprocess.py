@@ -1,7 +1,7 @@
 """The real ComfyUI inside this Python process, without a server, on the CPU unless told otherwise.
 
-Load a model and sample it within one `torch.inference_mode()`, as the server does: quantized
-tensors made outside of it cannot be used inside.
+Load and sample a model within one `torch.inference_mode()`, as the server does: quantized
+tensors made outside it cannot be used inside.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import torch
 from rig.tree import cache_folder, comfy_tree
 
 MODULES = ("model_management", "model_patcher", "sample", "samplers", "sd", "utils")
-# Per class of the loaded model: widths of the context and of the pooled vector (0: none).
+# For each class of loaded model: widths of the context and of the pooled vector (0: none).
 WIDTHS = {"Flux": (768, 768), "BaseModel": (768, 0), "SDXL": (2048, 1280), "Lumina2": (2560, 0)}
 
 _loaded: dict[str, Any] = {}
 
 
 def load_comfy(args: Sequence[str] = (), *, cpu: bool = True) -> Path:
-    """Import ComfyUI with these command line switches (and `--cpu`, unless told not to); returns its tree.
+    """Import ComfyUI with these command-line switches (and `--cpu`, unless told not to); returns its tree.
 
-    Again with the same switches: nothing happens. With others: RuntimeError, since
-    ComfyUI reads them once per process.
+    Calling it again with the same switches does nothing; with others it raises RuntimeError,
+    since ComfyUI reads them once per process.
     """
     if _loaded:
         if _loaded["args"] != tuple(args):
@@ -47,14 +47,14 @@ def load_comfy(args: Sequence[str] = (), *, cpu: bool = True) -> Path:
 
 
 def load_model(path: Path, **model_options: Any) -> Any:
-    """The diffusion model of a file through the stock loader: a ModelPatcher."""
+    """The diffusion model of a file, opened with the stock loader: a ModelPatcher."""
     import comfy.sd
 
     return comfy.sd.load_diffusion_model(str(path), model_options=model_options)
 
 
 def open_fp8(path: Path, **options: Any) -> Any:
-    """The diffusion model of a file through HSWQ Diffusion Model Loader: a ModelPatcher."""
+    """The diffusion model of a file, opened with HSWQ Diffusion Model Loader: a ModelPatcher."""
     from hswq.loader.open.open import open_diffusion_model
     from hswq.loader.open.options import Opening
 
@@ -104,7 +104,7 @@ def sample(
 
 
 def call(model: Any, *, size: int = 8, batch: int = 1, tokens: int = 8, seed: int = 0) -> torch.Tensor:
-    """The prediction of one call [batch, channels, size, size] of a ModelPatcher as it is loaded now, on its device."""
+    """The prediction of one call [batch, channels, size, size] of a ModelPatcher as currently loaded, on its device."""
     inner, settings = model.model, model.model.model_config.unet_config
     rng = torch.Generator().manual_seed(seed)
 

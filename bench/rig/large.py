@@ -1,4 +1,4 @@
-"""Random files of real size with real key names, written tensor by tensor: memory never holds the model.
+"""Full-size random files with real key names, written tensor by tensor: the model is never in memory as a whole.
 
 Key names and shapes come from ComfyUI's own classes on the meta device, in this process.
 """
@@ -21,7 +21,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def make(kind: str) -> Path:
-    """The file of a key of ``KINDS``, made on first use."""
+    """The file for a key of ``KINDS``, made on first use."""
     from hswq.hswq_core.files.checkpoint import TensorInfo
     from hswq.hswq_core.files.writing import OutputTensor, write_checkpoint
     from hswq.hswq_core.progress import no_progress
@@ -81,8 +81,8 @@ def flux() -> Shapes:
 
 
 def t5xxl() -> Shapes:
-    """T5-XXL's encoder, whole, as trained files have it: with the copy of its embedding, lm_head and a decoder (of
-    one block instead of 24).
+    """T5-XXL's whole encoder, as in trained files: with the copy of its embedding, lm_head and a decoder (of one block
+    instead of 24).
     """
     import comfy.ops
     import comfy.text_encoders.t5

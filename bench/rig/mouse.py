@@ -1,4 +1,4 @@
-"""What a user does in the page, by real clicks."""
+"""User actions in the page, performed with real clicks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rig.page import Page
 
 PACK = "ComfyUI-HSWQ"
 CARD = "template-workflow-"
-APART_MS = 400  # two clicks at one place within 300 are a double click
-# A page that is busy just then takes a click for the end of a drag, or not at all.
+APART_MS = 400  # two clicks in one place within 300 ms are a double click
+# A busy page mistakes a click for the end of a drag, or ignores it.
 PRESSES, MOST_MS = 3, 10_000
 
 
 def set_widgets(page: Page, values: dict[str, dict[str, object]]) -> None:
-    """{node type: {widget: value}}, without clicks: what a test wants small and quick."""
+    """Set {node type: {widget: value}} without clicks, for values a test wants small and quick."""
     page.js(
         """values => { for (const node of app.graph.nodes) for (const [name, value] of
             Object.entries(values[node.type] ?? {})) node.widgets.find(w => w.name === name).value = value }""",
@@ -27,13 +27,13 @@ def set_widgets(page: Page, values: dict[str, dict[str, object]]) -> None:
 
 
 def open_template(page: Page, name: str) -> None:
-    """Browse Templates, our pack, the card; the template is there, the browser gone."""
+    """Click Browse Templates, our pack and the card, until the template is open and the browser closed."""
     page.js("() => { window.rigBefore = app.graph.nodes.slice() }")
     page.js("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.page.get_by_text(PACK).first.click()
     card = page.page.get_by_test_id(CARD + name)
     card.click()
-    # What was open before may be a template too.
+    # The previously open workflow may be a template too.
     page.page.wait_for_function(
         """() => app.graph.nodes.some(node => node.type === 'MarkdownNote')
             && !app.graph.nodes.some(node => window.rigBefore.includes(node))"""
@@ -42,18 +42,18 @@ def open_template(page: Page, name: str) -> None:
 
 
 def refresh(page: Page) -> None:
-    """Press R; the nodes list the files that are there now."""
+    """Press R, so that the nodes list the current files."""
     with page.page.expect_response(lambda reply: reply.url.endswith("/api/object_info")):
         page.page.keyboard.press("r")
 
 
 def press(page: Page, spot: Callable[[], list[float]], opens: Locator) -> None:
-    """Click the middle of something on the canvas until what it opens is there.
+    """Click the middle of something on the canvas until what it opens appears.
 
     Args:
-        spot: where that is now, [x, y] in pixels of the page.
+        spot: its current position, [x, y] in page pixels.
     """
-    page.page.wait_for_function("() => !document.querySelector('.p-blockui-mask')")  # while the page starts
+    page.page.wait_for_function("() => !document.querySelector('.p-blockui-mask')")  # shown while the page starts
     for _ in range(PRESSES):
         page.page.wait_for_timeout(APART_MS)
         page.page.mouse.click(*spot())
@@ -90,7 +90,7 @@ class Mouse:
         return spot
 
     def run(self) -> str:
-        """One click; the prompt's id."""
+        """One click; returns the prompt's id."""
         with self.page.page.expect_response(lambda reply: reply.url.endswith("/api/prompt")) as reply:
             self.page.page.get_by_test_id("queue-button").click()
         self.clicks += 1

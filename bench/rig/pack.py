@@ -1,4 +1,4 @@
-"""Where this repository lies, and how Python code outside ComfyUI imports the pack."""
+"""Where this repository is, and how Python code outside ComfyUI imports the pack."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def alias() -> ModuleType:
     """Make `hswq.hswq_core`, `hswq.loader`, `hswq.nodes` importable; calling it again is harmless.
 
     The package is bare: its path is the repository root, but the root's `__init__.py`,
-    which belongs to ComfyUI, does not run.
+    which is for ComfyUI, does not run.
     """
     if ALIAS not in sys.modules:
         spec = ModuleSpec(ALIAS, loader=None, is_package=True)

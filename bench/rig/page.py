@@ -1,4 +1,4 @@
-"""The real ComfyUI page in a Chromium of the system, driven through Playwright."""
+"""The real ComfyUI page in the system's Chromium, driven through Playwright."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ PLACES = {
     ],
 }
 SWITCHES = [
-    "--no-sandbox",  # in a container there is none to be had
+    "--no-sandbox",  # not available in a container
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--disable-component-update",
     "--no-first-run",
-    # The page may reach its own server and nothing else.
+    # The page may reach only its own server.
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 ]
 MIN_NODE_TYPES = 100
-# The page opens with the last workflow, or its default one; loaded later, it would replace ours.
+# The page opens the last workflow or its default one, which would replace ours if it loaded later.
 READY = f"""() => !!(window.app?.graph?.nodes?.length && window.LiteGraph
     && Object.keys(LiteGraph.registered_node_types).length > {MIN_NODE_TYPES})"""
-# Errors that ComfyUI's own page always shows: kept out of Page.errors.
+# Errors that ComfyUI's page always shows: kept out of Page.errors.
 NOISE = (
     "Failed to load resource",  # is in Page.failed, with its URL
     "ComfyApp graph accessed before initialization",
     "Content Security Policy",  # its default workflow asks a model hub for file sizes
 )
-NEVER_THERE = "/user.css"  # the page asks for it, no server has it
+NEVER_THERE = "/user.css"  # requested by the page, missing on every server
 DIALOGS = ".p-dialog, .comfy-modal, .p-toast-message"
 
 
@@ -64,11 +64,11 @@ def browser() -> str:
 
 
 class Page:
-    """Opens `url` on `with`; collects what goes wrong in the page.
+    """Opens `url` in a `with` block, and collects what goes wrong in the page.
 
     errors    messages of console.error, without NOISE
     crashes   uncaught exceptions
-    failed    `status url` of every answer from 400 on
+    failed    `status url` of every response with status 400 or higher
     """
 
     def __init__(self, url: str, size: tuple[int, int] = (1400, 900), timeout: float = 120.0):
@@ -102,19 +102,19 @@ class Page:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with suppress(AttributeError):  # the launch itself has failed
+        with suppress(AttributeError):  # the launch itself failed
             self._browser.close()
         self._playwright.stop()
 
     # ----- the page
 
     def reload(self) -> None:
-        """Open the page anew and wait until the graph and the node types are there."""
+        """Reload the page, and wait until the graph and the node types are there."""
         self.page.goto(self.url)
         self.page.wait_for_function(READY)
 
     def js(self, code: str, argument: Any = None) -> Any:
-        """Value of a JavaScript function (`x => ...`) or expression; promises are awaited."""
+        """Evaluate a JavaScript function (`x => ...`) or expression; promises are awaited."""
         return self.page.evaluate(code, argument)
 
     def has_node(self, node_id: str) -> bool:
@@ -122,7 +122,7 @@ class Page:
         return bool(self.js("id => id in LiteGraph.registered_node_types", node_id))
 
     def screenshot(self, path: Path) -> Path:
-        """Save what the page shows as PNG."""
+        """Save a screenshot of the page as PNG."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=str(path))
         return path
@@ -135,7 +135,7 @@ class Page:
         return path
 
     def dialogs(self) -> list[str]:
-        """Text of every dialog and message that is open."""
+        """Text of every open dialog and message."""
         shown = self.page.locator(DIALOGS).locator("visible=true")
         return [shown.nth(i).inner_text() for i in range(shown.count())]
 
@@ -148,12 +148,12 @@ class Page:
         return list(self.js("() => app.graph.nodes.map(node => node.type)"))
 
     def prompt(self) -> dict[str, dict[str, Any]]:
-        """The API-format prompt that the page would queue, without its `_meta`."""
+        """The API-format prompt that the page would queue, without `_meta`."""
         output = self.js("() => app.graphToPrompt().then(made => made.output)")
         return {key: {k: v for k, v in node.items() if k != "_meta"} for key, node in output.items()}
 
     def queue(self) -> str:
-        """Press Run; the prompt's id, to follow it with `Client.wait`. Raises RuntimeError."""
+        """Press Run; returns the prompt's id, to follow it with `Client.wait`. Raises RuntimeError."""
         with self.page.expect_response(lambda reply: reply.url.endswith("/api/prompt")) as reply:
             self.js("() => app.queuePrompt(0, 1)")
         answer = reply.value.json()

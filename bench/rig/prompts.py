@@ -78,7 +78,7 @@ def zimage(model: str, vae: str, *, size: int = 64, **changes: Any) -> Prompt:
 
 
 def insert(prompt: Prompt, key: str, new: dict[str, Any], after: str = "model") -> Prompt:
-    """A copy with `new` as node `key` between output 0 of `after` and whoever used it."""
+    """A copy with `new` as node `key` inserted between output 0 of `after` and the nodes that used it."""
     link, changed = [after, 0], {}
     for name, old in prompt.items():
         inputs = {k: [key, 0] if v == link else v for k, v in old["inputs"].items()}

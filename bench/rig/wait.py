@@ -1,4 +1,4 @@
-"""Wait for something another process does."""
+"""Wait for something that another process does."""
 
 from __future__ import annotations
 

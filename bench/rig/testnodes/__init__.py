@@ -2,7 +2,7 @@
 trouble on demand, a hook counter.
 """
 
-# ruff: noqa: D101, D102, D103, ARG003 - names that ComfyUI prescribes
+# ruff: noqa: D101, D102, D103, ARG003 - names prescribed by ComfyUI
 
 import os
 import sys
@@ -51,7 +51,7 @@ class RigConditioning(io.ComfyNode):
 
 
 class RigCaption(io.ComfyNode):
-    """CONDITIONING of a reference model's caption; empty: the unconditional one."""
+    """CONDITIONING for a reference model's caption; empty: the unconditional one."""
 
     @classmethod
     def define_schema(cls):
@@ -70,7 +70,7 @@ class RigCaption(io.ComfyNode):
 
 
 class RigPicture(io.ComfyNode):
-    """IMAGE of a reference model's latent."""
+    """IMAGE from a reference model's latent."""
 
     @classmethod
     def define_schema(cls):
@@ -88,7 +88,7 @@ class RigPicture(io.ComfyNode):
 
 
 class RigTrouble(io.ComfyNode):
-    """From the n-th model call on: raise, or sleep before every call."""
+    """From the n-th model call on, raises or sleeps before every call."""
 
     @classmethod
     def define_schema(cls):
@@ -124,9 +124,9 @@ class RigTrouble(io.ComfyNode):
 
 
 class RigHooks(io.ComfyNode):
-    """Shows as text how many forward hooks hang on the diffusion models loaded now.
+    """Shows as text how many forward hooks are registered on the currently loaded diffusion models.
 
-    Without an input it runs at once; link `after` to run it behind another node.
+    Without an input it runs at once; link `after` to run it after another node.
     """
 
     @classmethod

@@ -1,8 +1,8 @@
-"""A second opinion on calibration's sums, of two kinds: exact, in float64 throughout and by no code of the pack; and
-every single call measured as the pack does, but added up here.
+"""Two independent checks of calibration's sums: exact ones, in float64 throughout and without the pack's code, and
+sums made here of single calls that are measured as the pack does.
 """
 
-# ruff: noqa: D102 - names that ComfyUI prescribes
+# ruff: noqa: D102 - names prescribed by ComfyUI
 
 from pathlib import Path
 
@@ -23,14 +23,14 @@ PEAK = "peak"
 
 
 class Witness:
-    """Sums over calls, {"kind|layer|what": float64}, what: abs, mean [C_in]; out, squares, calls, peak []."""
+    """Sums over calls, {"kind|layer|what": float64}; what: abs, mean [C_in]; out, squares, calls, peak []."""
 
     def __init__(self, path):
         self.path = path
         self.sums = {}
 
     def sample(self, executor, *args, **kwargs):
-        """OUTER_SAMPLE: write all sums down at the end of each run."""
+        """OUTER_SAMPLE: write all sums at the end of each run."""
         try:
             return executor(*args, **kwargs)
         finally:
@@ -62,7 +62,7 @@ class Witness:
 
 
 def exact(module, x, y):
-    """One call in float64."""
+    """Measure one call in float64."""
     rows = x.flatten(0, -2) if type(module).__name__ == "Linear" else x.movedim(1, -1).flatten(0, -2)
     size = rows.abs()
     found = {"abs": size.mean(0), "mean": rows.mean(0), PEAK: size.max(), "out": y.mean(), "squares": y.square().mean()}
@@ -70,7 +70,7 @@ def exact(module, x, y):
 
 
 def measured(name, module, x, y):
-    """One call as the pack measures it."""
+    """Measure one call as the pack does."""
     kind, shape = type(module).__name__, tuple(module.weight.shape)
     one = LayerObserver(name, kind, shape, x.shape[-1] if kind == "Linear" else x.shape[1])
     one.see_input(x)
