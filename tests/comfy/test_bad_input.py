@@ -1,4 +1,4 @@
-"""What goes wrong for users: each a message that names the thing, and nothing written."""
+"""User errors: each gives a message that names its subject, and nothing is written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOSTILE += [
 
 @pytest.fixture
 def session(server) -> str:
-    """A good session of flux-tiny."""
+    """A valid session of flux-tiny."""
     name = "good"
     if not (server.output / "hswq_stats" / f"{name}.pt").exists():
         server.client.run(flow.calibration(workflow(server, session=name))).check()
@@ -41,7 +41,7 @@ def workflow(server, **settings) -> Prompt:
 
 
 def convert(server, session: str, **settings):
-    """Result of a conversion, and the files it left behind."""
+    """The result of a conversion, and the files it left behind."""
     before = files_in(server)
     settings = {"session": session, "method": "hswq", **settings}
     result = server.client.run(flow.conversion(server, workflow(server), **settings))
@@ -165,7 +165,7 @@ def test_a_filename_prefix_never_leaves_the_output_folder(server, session, prefi
 
 
 def test_a_link_out_of_the_output_folder_is_not_followed(server, session, tmp_path):
-    """Into it neither a session nor a file goes, and none is read through it."""
+    """No session or file is written into it, and none is read through it."""
     folder = server.output / "hswq_stats"
     (tmp_path / "secret.pt").write_bytes((folder / f"{session}.pt").read_bytes())
     (folder / "linked.pt").symlink_to(tmp_path / "secret.pt")
@@ -175,7 +175,7 @@ def test_a_link_out_of_the_output_folder_is_not_followed(server, session, tmp_pa
     away.parent.mkdir(exist_ok=True)
     away.symlink_to(tmp_path)
     refused(server, session, "link that leads out", filename_prefix="away/x")
-    away.unlink()  # ComfyUI lists no models while there is a link that leads nowhere
+    away.unlink()  # ComfyUI lists no models while there is a dangling link
     assert [path.name for path in tmp_path.iterdir()] == ["secret.pt"]
 
 
@@ -240,7 +240,7 @@ def test_an_already_quantized_model(server, session):
 
 
 def test_an_unwritable_folder(server, session):
-    """A file where the folder should be: no permission bits, which a root user would not feel."""
+    """Uses a file in place of the folder: permission bits would not stop a root user."""
     folder = server.output / "diffusion_models" / "blocked"
     folder.parent.mkdir(exist_ok=True)
     folder.write_text("in the way")

@@ -1,4 +1,4 @@
-"""Calibration in a real ComfyUI: the picture unchanged, statistics that add up, hooks that go."""
+"""Calibration in a real ComfyUI: the picture is unchanged, statistics add up, hooks are removed."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_the_latent_is_bit_identical_with_and_without_calibration(server, models
     ("settings", "measured"),
     [
         ({"measure_every": 1}, (8, 16)),
-        # Of the calls 0, 2, 5, 7, then 10, 13 and 15.
+        # Calls 0, 2, 5, 7, then 10, 13 and 15.
         ({"measure_every": 3}, (4, 7)),
-        # Of the calls 0, 2 and 5, then 10 and 13.
+        # Calls 0, 2 and 5, then 10 and 13.
         ({}, (3, 5)),
         ({"measure_every": 100}, (1, 1)),
     ],
@@ -73,7 +73,7 @@ def test_one_call_in_so_many_is_measured_and_all_are_counted_and_offered(server,
     for run, expected in enumerate(measured, 1):
         prompt = calibrated(models, name, settings, seed=run, steps=8)
         assert torch.equal(latent(server, prompt), plain) == (run == 1)
-        server.client.free()  # the second run has a new node, which goes on where the session stopped
+        server.client.free()  # the second run has a new node, which continues the session
         session = load_session(server.output / "hswq_stats" / f"{name}.pt")
         assert (session.calls, session.images) == (8 * run, run)
         assert {(s.in_calls, s.out_calls) for s in session.layers.values()} == {(expected, expected)}
@@ -158,7 +158,7 @@ def test_saves_within_a_run(server, models):
 
 
 def test_the_node_says_what_it_records(server, models):
-    """When a run begins, while it lasts, and when it is saved; the node of a second run is cached, the line goes on."""
+    """At the start of a run, during it, and at each save; in a second run the node is cached and the line goes on."""
     prompt = troubled(models, "says", "slow", at=1, seed=13, steps=5)
     with server.client.listen() as heard:
         server.client.run(prompt).check()
@@ -168,7 +168,7 @@ def test_the_node_says_what_it_records(server, models):
         said = [text for text in heard.progress_text() if text.startswith("Flux · ")]
     assert said[0] == "Flux · 26 layers · 0 calls · unsaved"
     assert any(re.fullmatch("Flux · 26 layers · [1-4] calls · unsaved", text) for text in said)
-    assert len(said) < 5  # 2.5 s: not one for each call
+    assert len(said) < 5  # 2.5 s: not one per call
     prompt["sampler"]["inputs"]["seed"] += 1
     with server.client.listen() as heard:
         server.client.run(prompt).check()
@@ -178,7 +178,7 @@ def test_the_node_says_what_it_records(server, models):
 
 
 def test_the_node_says_when_saving_fails(comfy, tmp_path, caplog):
-    """A folder takes the session's place while the model draws: the calls stay in memory, the next save has them."""
+    """A folder replaces the session's file while the model draws: the calls stay in memory until the next save."""
     from hswq.loader.calibration.model import calibrated as watched
 
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Cancel at every stage: it is answered at once, nothing is left behind, and the model draws and converts as before."""
+"""Cancel at every stage: it acts at once, nothing is left behind, and the model draws and converts as before."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rig import inprocess, tiny
 
 pytestmark = [pytest.mark.comfy, pytest.mark.compat]
 
-# With which of its layers, steps or plans.
+# At which layer, step or plan of the stage.
 MODEL_AWARE = {"Drawing": 1, "Watching": 1, "Rounding": 9, "Probing": 9, "Verifying": 2, "Casting": 1, "Writing": 20}
 
 
 class Button:
-    """What the page's Cancel does, pressed as soon as a stage is under way.
+    """Simulates the page's Cancel button, pressed as soon as a stage is under way.
 
     Attributes:
-        stages: told since.
+        stages: stages reported since then.
     """
 
     def __init__(self, stage: str, at: int = 1) -> None:
@@ -30,7 +30,7 @@ class Button:
     def __call__(self, step: Step, _done: int, _total: int) -> None:
         import comfy.model_management
 
-        comfy.model_management.throw_exception_if_processing_interrupted()  # as the nodes' own progress does
+        comfy.model_management.throw_exception_if_processing_interrupted()  # as the nodes' own progress callback does
         if self._left == 0:
             self.stages.append(step.stage)
         elif step.stage == self._stage:
@@ -52,7 +52,7 @@ def test_model_aware(calibrated, stage, at):
     settings = {"file_format": "comfy", "fast_matmul": 3.0}
     picture, before, button = draw(calibrated.model), calibrated.files, Button(stage, at)
     interrupted(lambda: calibrated.convert(button, **settings))
-    assert not button.stages  # nothing else was begun
+    assert not button.stages  # no other stage was started
     assert calibrated.files - before <= {"diffusion_models"}
     assert not calibrated.hooks
     assert torch.equal(draw(calibrated.model), picture)
@@ -92,7 +92,7 @@ def test_file_to_file(comfy, tmp_path, method, stage):
 
 @pytest.mark.parametrize("at", [1, 3])
 def test_calibrating(comfy, tmp_path, at):
-    """Within a call of the model, as the server's Cancel comes: calls that were completed are saved."""
+    """Within a model call, as the server's Cancel arrives: completed calls are saved."""
     import comfy.model_management
     from comfy.patcher_extension import WrappersMP
     from hswq.loader.calibration.model import calibrated

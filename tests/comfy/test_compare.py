@@ -1,4 +1,4 @@
-"""HSWQ Compare in the real server: what it shows, what it hands on, what it refuses."""
+"""HSWQ Compare in the real server: what it shows, what it outputs, what it refuses."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_node_shows_the_worst_pair_and_the_verdict(server):
     with server.client.listen() as heard:
         result = server.client.run(with_outputs(compared(empty(GREY, 2), empty(DARKER, 2)))).check()
     (preview,) = shown(server, result, "compare")
-    assert preview.shape[1] == 3 * 256 + 16  # 128 twice enlarged, and two gaps
+    assert preview.shape[1] == 3 * 256 + 16  # 128 enlarged twofold, and two gaps
     assert tuple(preview[-1, 10]) == (0x80, 0x80, 0x80)
     assert tuple(preview[-1, 270]) == (0x76, 0x76, 0x76)
     (picture,) = shown(server, result, "picture")
@@ -78,7 +78,7 @@ def test_flicker_is_reference_and_candidate_in_turn(server):
 
 
 def test_the_amplification_is_the_widgets(server):
-    """Ten steps, 25.5 times, are the whole range: the brightest colour; once, they are almost black."""
+    """Ten steps amplified 25.5 times span the whole range: the brightest colour; unamplified, they are almost black."""
     for amplify, bright in ((25.5, True), (1.0, False)):
         result = server.client.run(compared(empty(GREY), empty(DARKER), amplify=amplify)).check()
         (preview,) = shown(server, result, "compare")
@@ -119,7 +119,7 @@ def test_alpha_against_no_alpha_is_refused(server):
 
 
 def test_a_models_picture_beside_that_of_its_fp8_file(server, models):
-    """One workflow as people build it: both loaders, the same prompt and seed, compared."""
+    """A workflow as people build it: both loaders, the same prompt and seed, compared."""
     source = models.flux()
     inputs = {"file": f"diffusion_models/{source}", "format": "v1", "method": "nearest", "preset": "auto"}
     convert = {"class_type": "HSWQFileConverter", "inputs": {**inputs, "filename_prefix": "to_compare"}}

@@ -1,4 +1,4 @@
-"""Processes that are killed, hang, or work at the same time: no call is lost that was saved, no file is half."""
+"""Processes that are killed, hang, or work at the same time: no saved call is lost, no file is half-written."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ with FileLock(sys.argv[1]):
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A process that says when it is ready and then waits for a line."""
+    """Start a process that reports when it is ready and then waits for a line."""
     code = f"import sys; sys.path.insert(0, {str(BENCH)!r})\n{code}"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     process = subprocess.Popen(
@@ -84,8 +84,8 @@ def assert_same_sums(found, expected, times: int = 1) -> None:
     "work", ["calibrating", "converting, hswq", "converting, model_aware", "file to file, learned"]
 )
 def test_killed_at_any_moment(work):
-    """A few kills; `bench/reliability.py kill` makes hundreds."""
-    runs = {"calibrating": 6, "file to file, learned": 5}.get(work, 10)  # of converting each way has its share
+    """A few kills; `bench/reliability.py kill` runs hundreds."""
+    runs = {"calibrating": 6, "file to file, learned": 5}.get(work, 10)  # each kind of conversion gets its share
     command = [sys.executable, str(BENCH / "reliability.py"), "kill", "--runs", str(runs), "--json", "--work", work]
     done = subprocess.run(command, env=child_environment(1), capture_output=True, text=True, check=False, timeout=800)
     assert done.stdout, done.stderr[-2000:]
@@ -99,7 +99,7 @@ def test_killed_at_any_moment(work):
 
 
 def test_two_processes_calibrate_one_session(comfy, tmp_path):
-    """Each saves after each call: the sums are those of one process that drew all the pictures."""
+    """Each saves after every call: the sums are those of one process that drew all the pictures."""
     from hswq.loader.model import inspect_model
 
     path = tmp_path / "stats" / "both.pt"
@@ -152,7 +152,7 @@ def test_a_process_that_hangs_holds_up_no_generation(comfy, tmp_path, monkeypatc
 
 
 def test_two_threads_call_copies_of_the_model_at_once(comfy, tmp_path):
-    """As MultiGPU does: within one run each call goes to two models, in threads, with the same wrappers."""
+    """As MultiGPU does: within one run, each call goes to two models in threads, with the same wrappers."""
     _, single = flux(tmp_path / "single.pt", 50)
     draw(single, 0, 12)
     _, watched = flux(tmp_path / "double.pt", 1)

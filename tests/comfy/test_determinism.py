@@ -1,4 +1,4 @@
-"""The same session, model and settings give the same bytes, in this process and in others."""
+"""The same session, model and settings give the same bytes, in this process and in other ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def converted(server, prefix: str, session: str, **settings) -> bytes:
 
 
 def test_the_converter_in_two_processes(server):
-    """The server is started anew in between: another process, the same session on the disk."""
+    """The server is restarted in between: a different process, the same session on disk."""
     server.client.run(
         flow.calibration(flow.prepare(server, "flux", flow.CALIBRATE, session="determined", steps=6))
     ).check()

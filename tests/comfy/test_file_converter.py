@@ -1,4 +1,4 @@
-"""HSWQ File Converter in the real server: what it writes, where it opens, what it refuses."""
+"""HSWQ File Converter in the real server: what it writes, where the file opens, what it refuses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def files_in(server) -> set[Path]:
 
 
 def convert(server, file: str, **settings: object) -> Path:
-    """The new file; there is one, and its plan beside it."""
+    """The new file; there must be exactly one, with its plan beside it."""
     before = files_in(server)
     server.client.run(prompt(file, **settings)).check()
     made, plan = sorted(files_in(server) - before, key=lambda path: path.suffix, reverse=True)

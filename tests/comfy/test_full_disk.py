@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone while calibrating and converting: nothing is lost, nothing half-written."""
+"""Disks that are full, read-only or gone during calibration and conversion: nothing is lost or half-written."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Trouble = Callable[[Path], Iterator[None]]
 
 @contextmanager
 def limited(_folder: Path) -> Iterator[None]:
-    """No file may grow: everybody may set that."""
+    """No file may grow: a limit that any user may set."""
     with largest_file(20_000):
         yield
 
 
 @contextmanager
 def only_sessions_fit(folder: Path) -> Iterator[None]:
-    """The session can be written, its states, which are larger, cannot."""
+    """The session can be written; its states, which are larger, cannot."""
     session, states = folder / "disk.pt", folder / "disk.states.safetensors"
     assert session.stat().st_size * 1.2 < states.stat().st_size
     with largest_file(int(session.stat().st_size * 1.2)):
@@ -45,7 +45,7 @@ def only_sessions_fit(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def in_the_way(folder: Path) -> Iterator[None]:
-    """A file where the folder was."""
+    """A file in place of the folder."""
     aside = folder.rename(folder.with_name("aside"))
     folder.touch()
     yield
@@ -55,7 +55,7 @@ def in_the_way(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def full(folder: Path) -> Iterator[None]:
-    """A real disk without room."""
+    """A real full disk."""
     filler = fill(folder)
     yield
     filler.unlink()
@@ -63,7 +63,7 @@ def full(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def turned_read_only(folder: Path) -> Iterator[None]:
-    """A real disk, as after an error of its drive."""
+    """A real disk turned read-only, as after a drive error."""
     read_only(folder, on=True)
     yield
     read_only(folder, on=False)
@@ -81,7 +81,7 @@ TROUBLES = {
 
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Callable[[], Path]]:
-    """Makes a real one of 64 MB."""
+    """Makes a real disk of 64 MB."""
     with ExitStack() as stack:
 
         def make() -> Path:
@@ -95,7 +95,7 @@ def disk(tmp_path) -> Iterator[Callable[[], Path]]:
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda one: one.__name__)
 def test_a_run_ends_as_ever_and_the_next_save_brings_what_it_saw(comfy, disk, tmp_path, caplog, trouble):
-    """Saved after each call, so that the first, the middle ones and the last of a run meet the trouble."""
+    """Saves after every call, so that the first, middle and last saves of a run hit the trouble."""
     from hswq.loader.calibration.model import calibrated
     from hswq.loader.model import inspect_model
 
@@ -110,7 +110,7 @@ def test_a_run_ends_as_ever_and_the_next_save_brings_what_it_saw(comfy, disk, tm
     assert torch.equal(picture, draw(model, 1))
     assert "The statistics are kept in memory until the next save." in caplog.text
     assert f"got {TROUBLES[trouble]}" in caplog.text
-    tried = lines[told + 1 : reported]  # the first one is of the run's beginning
+    tried = lines[told + 1 : reported]  # the first one is from the start of the run
     assert tried
     assert all(line.endswith(" · saving failed, see the log") for line in tried)
     if trouble is not only_sessions_fit:
@@ -144,7 +144,7 @@ def test_a_session_deleted_within_a_run_begins_anew(comfy, tmp_path):
 
 
 def test_a_running_server_finishes_its_picture_and_saves_later(server):
-    """The node itself is cached and not run again: the trouble meets the save alone."""
+    """The node is cached and does not run again, so only the save hits the trouble."""
     folder = server.output / "hswq_stats"
 
     def run(seed: int):
@@ -176,7 +176,7 @@ def test_room_is_asked_for_before_the_work_begins(calibrated, monkeypatch, metho
 
 
 def test_room_for_work_and_file_are_asked_for_together(calibrated, monkeypatch):
-    """6 MB: either fits, not both."""
+    """6 MB: either fits, but not both."""
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _path: Usage(10**9, 10**9 - 6 * 10**6, 6 * 10**6))
     with pytest.raises(FileError, match=r"6 MB free, expected .* MB for .*\.safetensors and small\.work"):
         calibrated.convert()
@@ -198,7 +198,7 @@ def test_a_file_conversion_asks_for_room_too(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stage", ["Rounding", "Probing", "Writing"])
 def test_a_disk_that_fails_in_the_middle_costs_no_work(calibrated, stage):
-    """What was done stays for the next try; a finished file of before stays as it is."""
+    """Finished work is kept for the next attempt; an existing finished file stays as it is."""
     first = calibrated.convert(method="hswq")
     content, before = first.path.read_bytes(), calibrated.files
     with ExitStack() as stack:
@@ -222,7 +222,7 @@ def test_a_disk_that_fails_in_the_middle_costs_no_work(calibrated, stage):
 
 
 def test_a_full_disk_at_the_end_of_a_conversion(calibrated, disk, monkeypatch):
-    """A real one."""
+    """With a real full disk."""
     import folder_paths
 
     folder = disk()

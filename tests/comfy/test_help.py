@@ -1,4 +1,4 @@
-"""The nodes as a real ComfyUI describes them to its page: nothing without a tooltip, in any language."""
+"""The nodes as a real ComfyUI describes them to its page: everything has a tooltip, in every language."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from make import locales
 
 pytestmark = [pytest.mark.comfy, pytest.mark.compat]
 
-# What must be shown at once: more than these are folded away.
+# Most widgets shown at once: any more are folded away.
 MOST_WIDGETS = 4
 WIDGETS = ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")
 

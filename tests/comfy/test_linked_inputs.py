@@ -1,4 +1,4 @@
-"""A session's name may come over a link: from another node, or from a widget shared by several."""
+"""A session's name may come through a link: from another node, or from a widget shared by several nodes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_calibration_and_converters_take_a_linked_session(server):
 
 
 def test_a_report_takes_a_linked_session_and_waits_for_the_picture(server):
-    """Without waiting there would be no session of that name yet; with one picture more the report is another one."""
+    """Without waiting there would be no session of that name yet; one more picture changes the report."""
     prompt = flow.calibration(flow.prepare(server, "flux", flow.CALIBRATE, seed=41))
     picture = [graph.find(prompt, "VAEDecode"), 0]
     report = {"class_type": "HSWQReport", "inputs": {"session": "", "file": "none", "after": picture}}

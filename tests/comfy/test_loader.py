@@ -1,4 +1,4 @@
-"""HSWQ Loader and the stock loader in this process: which bits arrive, what stays FP8, what is refused."""
+"""HSWQ Loader and the stock loader in this process: which bits are loaded, what stays FP8, what is refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_kept_layers_of_the_comfy_format_stay_16_bit_in_the_stock_loader(comfy, 
 
 
 def renamed(file, path, suffix: str, shape: tuple[int, ...], **more: torch.Tensor):
-    """The file as others write it: another spelling and shape of the scales, no header of ours."""
+    """The file as other tools write it: different names and shapes of the scales, without our header."""
     state = load_file(file.path)
     for name in file.quantized:
         stem = f"{file.prefix}{name}."
@@ -159,7 +159,7 @@ def test_the_check_refuses_a_file_with_a_lost_scale(comfy, made, tmp_path):
 
 
 class TestKeys:
-    """Which key is a scale, and which scale is none."""
+    """Which keys are scales, and which only look like one."""
 
     CODES = torch.ones(4, 8).to(torch.float8_e4m3fn)
 
@@ -202,7 +202,7 @@ class TestKeys:
         full = torch.tensor([[1.0, -448.0]]).to(torch.float8_e4m3fn)
         with pytest.raises(FileError, match=r"tensor b\.weight_scale"):
             self.normalize(a__weight=self.CODES, a__scale=torch.ones(1), b__weight=full)
-        assert set(self.normalize(b__weight=full)) == {"b.weight"}  # an unscaled file: nothing says it lost anything
+        assert set(self.normalize(b__weight=full)) == {"b.weight"}  # an unscaled file: no sign of a loss
 
     def test_a_marker_without_its_scale_is_named(self, comfy):
         marker = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
@@ -280,7 +280,7 @@ def test_a_pickle_is_refused(comfy, tools, tmp_path):
 
 
 def test_another_file_of_the_same_name_is_not_taken_for_the_open_one(comfy, made, tmp_path):
-    """ComfyUI opens a model once more for torch.compile, hooks and several GPUs."""
+    """ComfyUI opens a model again for torch.compile, hooks and several GPUs."""
     import shutil
 
     from hswq.loader.open.open import open_diffusion_model
@@ -331,7 +331,7 @@ def test_statistics_of_the_predecessor_convert_and_go_on_growing(comfy, tools, t
 
 
 def test_a_scaled_layer_that_is_no_linear_is_named(comfy, made, tools, tmp_path):
-    """A norm in FP8 with a scale: ComfyUI would load it without the scale."""
+    """An FP8 norm with a scale: ComfyUI would load it without the scale."""
     file = made(comfy, "sd15-small", "v2")
     state = load_file(file.path)
     key = next(key for key in state if key.startswith(file.prefix) and key.endswith("norm1.weight"))

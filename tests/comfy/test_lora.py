@@ -1,4 +1,4 @@
-"""LoRAs on a model that HSWQ Loader has opened: exact ones to float32, ComfyUI's own way as ComfyUI does it."""
+"""LoRAs on a model opened by HSWQ Loader: exact ones to float32 precision, stock ones as ComfyUI applies them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lora_of(made, layers: list[str], seed: int = 0):
 
 
 def bits(model, tools) -> dict[str, torch.Tensor]:
-    """Every stored byte of the layers' weights and scales."""
+    """All stored bytes of the layers' weights and scales."""
     found = {}
     for name, module in tools.modules(model).items():
         weight = module.weight
@@ -35,7 +35,7 @@ def bits(model, tools) -> dict[str, torch.Tensor]:
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, plain: torch.Tensor) -> bool:
-    """Whether a LoRA has the wanted effect, but for the order of float32 sums, which a random model enlarges."""
+    """Whether a LoRA has the wanted effect, up to the order of float32 sums, which a random model amplifies."""
     return bool((found - wanted).norm() < 1e-4 * (wanted - plain).norm())
 
 
@@ -47,7 +47,7 @@ def same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> boo
 @pytest.mark.parametrize("name", ["v1", "v2", "comfy"])
 def test_exact_equals_the_lora_on_the_dequantized_weights(comfy, made, kind, name):
     file = made(comfy, kind, name)
-    lora = lora_of(file, file.quantized)  # linears and convolutions
+    lora = lora_of(file, file.quantized)  # Linears and convolutions
     ours, twin = file.open(), file.open_twin()
     plain = comfy.sample(ours)
     for strength in (1.0, -0.7):
@@ -132,7 +132,7 @@ def test_taking_the_lora_off_restores_every_byte(comfy, made, tools, kind, mode)
     before, plain = bits(model, tools), comfy.sample(model)
     patched = add(model, lora_of(file, file.quantized))
     assert not torch.equal(comfy.sample(patched), plain)
-    assert torch.equal(comfy.sample(model), plain)  # the clone without LoRA takes over
+    assert torch.equal(comfy.sample(model), plain)  # the clone without the LoRA takes over
     assert same(before, bits(model, tools))
     comfy.sample(patched)
     model_management.unload_all_models()
@@ -146,12 +146,12 @@ def test_stock_mode_is_what_comfyui_does(comfy, made, tools, kind):
     stock, exact = comfy.sample(add(file.open(lora="stock"), lora)), comfy.sample(add(file.open(), lora))
     effect = exact - comfy.sample(file.open())
     error = (stock - exact).norm() / effect.norm()
-    assert 0.01 < error < 0.5  # the noise of rounding a patched weight to FP8 at random, nothing lost
+    assert 0.01 < error < 0.5  # only the noise of rounding a patched weight to FP8 stochastically
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact_at_every_degree_of_loading(comfy, made, kind):
-    """Partly in VRAM, then more, then less, then nothing: the same output to the last bit."""
+    """Partially loaded into VRAM, then more, then less, then nothing: the same output to the last bit."""
     cpu = torch.device("cpu")
     file = made(comfy, kind, "v2")
     model = add(file.open(), lora_of(file, file.quantized))

@@ -1,4 +1,4 @@
-"""The shipped workflows in a real ComfyUI: calibrate, convert to each format, open, draw."""
+"""The shipped workflows in a real ComfyUI: calibrate, convert to every format, open, draw."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ FORMATS = ("v1", "v2", "comfy")
 FAMILIES = ["flux", "sd15", "sdxl", pytest.param("zimage", marks=pytest.mark.slow)]
 NAMES = {"flux": "Flux", "sd15": "SD1.5", "sdxl": "SDXL", "zimage": "Z-Image"}
 STEPS = 2
-# The default where it takes seconds; convolutions of 5760 columns take longer than what they would show here.
+# The default where it takes seconds; convolutions of 5760 columns take longer than they are worth here.
 METHODS = {"flux": ("model_aware", "3pct")}
 HSWQ = ("hswq", "0.25")
 
 
 @dataclass
 class Run:
-    """One family, calibrated over two queue items and converted when first asked."""
+    """One family, calibrated over two queue items and converted on first use."""
 
     server: ComfyServer
     family: str
@@ -95,10 +95,10 @@ def test_every_layer_is_seen_in_every_call_that_is_measured(runs, family):
     source = tiny.layer_shapes(tiny.make(flow.FAMILIES[family].kind))
     session = run.session
     assert session.family == NAMES[family]
-    # cfg 7 of the UNets asks for two predictions a step, in one call when prompts are of one length
+    # the UNets' cfg 7 needs two predictions per step, in one call when the prompts have the same length
     assert session.calls >= 2 * STEPS
     assert {name for name, stats in session.layers.items()} <= set(source)
-    # the only matrices of these files that are no layers: none
+    # matrices in these files that are not layers: none
     assert set(source) - set(session.layers) == set()
     measured = sum(is_measured(call, 4) for call in range(session.calls))  # over two runs
     assert {(s.in_calls, s.out_calls) for s in session.layers.values()} == {(measured, measured)}
@@ -118,7 +118,7 @@ def test_a_file_draws_almost_the_same_picture(runs, family, name):
         drawn = run.draw(run.load(name, stock=stock))
         assert drawn.std() > 5, "a NaN picture comes out black"
         error = np.sqrt(np.square(drawn - reference).mean())
-        # FP8 weights of a random model move pixels by a few levels; a lost scale gives noise (over 40).
+        # A random model's FP8 weights shift pixels by a few levels; a lost scale gives noise (over 40).
         assert error < 16
     log = run.server.log()[before:]
     assert "unet missing" not in log
@@ -183,8 +183,8 @@ def test_a_lora_changes_the_picture_of_a_file_as_it_changes_the_original(runs, m
     effect = run.draw(_lora(plain, loader, lora)) - run.draw(plain)
     wanted = run.draw(_lora(run.original(), loader, lora)) - run.draw(run.original())
     assert np.abs(effect).mean() > 2
-    # A lost LoRA has no effect, another one's is orthogonal; in between lies only the noise of FP8, which a random
-    # model at cfg 7 amplifies.
+    # A lost LoRA has no effect, and a different LoRA's effect is orthogonal; what remains is only FP8 noise, which a
+    # random model amplifies at cfg 7.
     cosine = (effect * wanted).sum() / np.sqrt(np.square(effect).sum() * np.square(wanted).sum())
     assert cosine > 0.5
 

@@ -1,4 +1,4 @@
-"""The ten likeliest mistakes, made on purpose, and what the user is told; the README lists them in this order."""
+"""The ten likeliest mistakes, made on purpose, and what the user is told, in the order of the README's list."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_2_nothing_was_sampled(server):
 
 
 def test_3_the_converter_runs_before_the_picture(server):
-    """Both in one graph, nothing at ``after``: ComfyUI may convert first. Told what to connect; then it works."""
+    """Both in one graph, nothing at ``after``: ComfyUI may convert first. The error says what to connect."""
     prompt = workflow(server, session="too_early")
     converter = graph.find(prompt, "HSWQConverter")
     early = copy.deepcopy(prompt)
@@ -81,7 +81,7 @@ def test_3_the_converter_runs_before_the_picture(server):
 
 
 def test_4_a_v2_file_in_a_stock_loader(server):
-    """Nothing can stop ComfyUI's own loader, so the node itself says it, before the noise is drawn."""
+    """Nothing can stop ComfyUI's own loader, so a warning appears on its node before the noise is drawn."""
     calibrate(server, "loaders")
     convert(server, "loaders", format="v2", filename_prefix="mistaken")
     name = next((server.output / "diffusion_models").glob("mistaken*_v2.safetensors")).name
@@ -105,7 +105,7 @@ def test_4_an_unquantized_file_in_the_hswq_loader(server):
 
 
 def test_5_a_lora_that_is_merged_into_the_file(server, models):
-    """Before the Converter: the report warns of adding it again. Not connected: no warning."""
+    """LoRA before the Converter: the report warns against adding it again. Not connected: no warning."""
     calibrate(server, "with_lora")
     prompt = flow.conversion(server, workflow(server), session="with_lora", method="hswq")
     lora = prompts.node("LoraLoaderModelOnly", model=None, lora_name=models.lora("flux-tiny"), strength_model=1.0)
@@ -119,7 +119,7 @@ def test_5_a_lora_that_is_merged_into_the_file(server, models):
 
 
 def test_6_the_disk_is_full(server, comfy, made, monkeypatch, tmp_path):
-    """In the process itself: the system says ENOSPC when the file is written."""
+    """In this process: the system raises ENOSPC when the file is written."""
     from hswq.hswq_core.errors import HSWQError
 
     real = os.fsync
@@ -152,7 +152,7 @@ def test_8_no_gpu(server):
 
 
 def test_9_too_few_samples(server):
-    """None at all, fewer than model_aware can split, and enough for it but of a single prompt."""
+    """Fewer samples than model_aware can split, and enough of them but from a single prompt."""
     calibrate(server, "few_calls", steps=2)
     prompt = flow.conversion(server, workflow(server), session="few_calls", method="model_aware")
     result = server.client.run(prompt)
@@ -165,7 +165,7 @@ def test_9_too_few_samples(server):
 
 
 def test_10_calibration_is_bypassed(server):
-    """A bypassed node is not in the prompt at all: without a session the Converter says so."""
+    """A bypassed node is not in the prompt at all: without a session, the Converter says so."""
     prompt = workflow(server, session="passed_by")
     bypassed = prompts_without(prompt, "HSWQCalibration")
     result = server.client.run(graph.set_input(bypassed, "HSWQConverter", method="hswq"))
@@ -179,7 +179,7 @@ def test_10_calibration_is_bypassed(server):
 
 
 def prompts_without(prompt: Prompt, kind: str) -> Prompt:
-    """The page's bypass: whoever used the node's model gets the one it had."""
+    """Bypass as the page does it: nodes that used this node's model get its input model."""
     key = graph.find(prompt, kind)
     source = prompt[key]["inputs"]["model"]
     rest = {name: copy.deepcopy(node) for name, node in prompt.items() if name != key}

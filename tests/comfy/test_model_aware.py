@@ -1,4 +1,4 @@
-"""Method model_aware on the trained Flux-layout model: states, replay, rounding, choice, file."""
+"""Method model_aware on the trained Flux-layout model: states, replay, rounding, selection, file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prompts_enough(monkeypatch) -> int:
 
 @pytest.fixture(scope="module")
 def calibrated_model():
-    """The model and the name of a session with states; everything in inference mode, as in the server."""
+    """The model, and the name of a session with states; everything in inference mode, as in the server."""
     from rig import inprocess
 
     inprocess.load_comfy()
@@ -109,7 +109,7 @@ def test_calibration_keeps_a_sample_of_single_pictures_calls(calibrated_model, s
 
 
 def test_a_state_replayed_is_the_call_it_was(calibrated_model, states):
-    """Batched or alone, the output is that of the same arguments given to the model directly."""
+    """Batched or alone, the output equals that of the same arguments passed to the model directly."""
     from hswq.loader.replay.replay import Replay
 
     model, _, _ = calibrated_model
@@ -164,7 +164,7 @@ def test_the_plan_keeps_within_the_budget_and_closes_its_books(outcomes, job, fi
 
 
 def test_a_file_of_the_size_asked_for(calibrated_model):
-    """Nearly full, never over; nothing else in the folder of sessions than before."""
+    """Nearly the full budget, never over; and nothing new in the sessions folder."""
     from hswq.loader.convert.model import Request, convert_model
 
     model, session, _ = calibrated_model
@@ -180,7 +180,7 @@ def test_a_file_of_the_size_asked_for(calibrated_model):
 
 
 def test_convolutions_are_rounded_and_chosen_too(tmp_path):
-    """The UNet: unscaled in comfy, and still far better than nearest."""
+    """The UNet's convolutions are unscaled in comfy, and still far better than nearest."""
     from hswq.loader.job import Job
     from judge.subject import Subject
 
@@ -204,7 +204,7 @@ def test_more_bytes_keep_more_layers(outcomes):
 
 
 def test_unseen_calls_are_served_better_than_by_any_other_use_of_the_bytes(outcomes):
-    """Measured: 4 to 6 times less squared error than nearest."""
+    """Measured: 4 to 6 times lower squared error than nearest."""
     for file_format in ("v1", "v2"):
         errors = dict(outcomes(file_format, 3.0).errors)
         ours = errors.pop("model_aware")
@@ -246,7 +246,7 @@ def test_the_file_holds_the_codes_and_corrected_biases(outcomes, job):
 
 
 def test_what_does_better_is_written_and_told(job, states, monkeypatch, caplog, tmp_path):
-    """With spoiled codes every other way is better; the file holds the best of them."""
+    """With spoiled codes every other candidate is better; the file holds the best of them."""
     from hswq.loader.model_aware import solver
 
     real = solver.solve
@@ -275,7 +275,7 @@ def test_what_does_better_is_written_and_told(job, states, monkeypatch, caplog, 
 
 
 def test_of_a_large_model_only_the_likely_layers_are_probed(outcomes, job, states, monkeypatch, tmp_path):
-    """Likely by their own error per byte, several times the budget of them; the rest goes by what those say."""
+    """Likely by their own error per byte, several times the budget; the others are estimated from those."""
     from hswq.loader.model_aware import probe
     from hswq.loader.model_aware.probe import shortlist
 
@@ -298,7 +298,7 @@ def test_of_a_large_model_only_the_likely_layers_are_probed(outcomes, job, state
 
 
 def test_large_pictures_are_probed_by_their_middle(outcomes, job, states, monkeypatch, tmp_path):
-    """A quarter of each picture here: what it says of layers is what the whole says, nearly."""
+    """A quarter of each picture here: it ranks layers nearly as the whole picture does."""
     from hswq.loader.model_aware import probe
 
     whole = outcomes("v2", 3.0)
@@ -348,7 +348,7 @@ def test_a_crash_loses_only_the_layer_at_hand(job, states, monkeypatch, tmp_path
     repeated = planned(job, states, progress=lambda step, *_: seen.append(step))
     assert not any(step.stage in ("Rounding", "Probing") for step in seen)
     assert repeated.plan == outcome.plan
-    assert planned(job, states[:20]).plan != outcome.plan  # of other states nothing is taken over
+    assert planned(job, states[:20]).plan != outcome.plan  # nothing is reused from other states
     assert len(solved) == 20 + len(again) + len(job.layers)
 
 
@@ -391,7 +391,7 @@ def test_an_error_keeps_the_work_cancel_and_success_do_not(calibrated_model, mon
 def test_groups_under_a_memory_limit_give_the_same_codes(outcomes, job, states, monkeypatch, tmp_path):
     from hswq.loader.model_aware import gather as moments
 
-    monkeypatch.setattr(moments, "MEMORY_SHARE", 1e-9)  # every layer is a group of its own
+    monkeypatch.setattr(moments, "MEMORY_SHARE", 1e-9)  # every layer is its own group
     monkeypatch.setattr(type(job), "work_folder", tmp_path / "groups.work")
     outcome = planned(job, states)
     whole = outcomes("v2", 3.0)
@@ -468,7 +468,7 @@ def test_variety_is_pictures_of_other_prompts(job, states):
 
 
 def require_shuffled_and_flipped(tokens: torch.Tensor, base: torch.Tensor) -> None:
-    """[1, T, C]: the tokens of ``base`` in another order, some channels with the other sign, in all tokens the same."""
+    """[1, T, C]: the tokens of ``base`` in another order, some channels flipped in sign, the same for all tokens."""
     (tokens,), (base,) = tokens, base
     order = [int((base.abs() == token.abs()).all(1).nonzero()[0]) for token in tokens]
     assert sorted(base[order].abs().sum(1)) == sorted(base.abs().sum(1))
@@ -481,7 +481,7 @@ def require_shuffled_and_flipped(tokens: torch.Tensor, base: torch.Tensor) -> No
 def test_one_picture_calibrates_for_other_prompts_through_variety(
     calibrated_model, states, monkeypatch, tmp_path, prompts_enough
 ):
-    """Judged on calls of five other prompts; measured 5 dB less error, 2 dB are asked for."""
+    """Judged on calls of five other prompts; measured 5 dB less error, 2 dB are required."""
     from hswq.loader.calibration.model import calibrated
     from hswq.loader.job import Job
     from hswq.loader.model_aware import plan as model_aware
@@ -507,7 +507,7 @@ def test_one_picture_calibrates_for_other_prompts_through_variety(
 
 
 def test_states_add_up_over_runs_and_stay_with_their_model(calibrated_model, job, states, caplog):
-    """A second session's runs: the sample stays at its size, and a file of another model is not touched."""
+    """A second session's runs: the sample keeps its size, and a file of another model is not touched."""
     from hswq.hswq_core.calibration.states_file import states_path
     from hswq.loader.calibration.model import calibrated
     from hswq.loader.sessions.store import path_of
@@ -539,7 +539,7 @@ def test_a_scale_a_channel_opens_in_hswq_loader(job, states, outcomes, monkeypat
 
 
 def test_fast_matmul_where_it_costs_little(job, states, outcomes, monkeypatch, tmp_path):
-    """Stock ComfyUI, told that there is FP8 compute, casts the inputs of these layers with the measured scales."""
+    """Stock ComfyUI, made to believe in FP8 compute, casts these layers' inputs with the measured scales."""
     import comfy.model_management
     from hswq.loader.model_aware import fast_matmul as fast
 

@@ -1,4 +1,4 @@
-"""Skipping the blocks before a changed layer: the same numbers, less work."""
+"""Skipping the blocks before a changed layer gives the same numbers with less work."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_model_whose_blocks_do_more_than_answer_runs_whole(replay, recorded, m
 
 
 def test_cancel_is_answered_within_a_call(replay, recorded, counted):
-    """At the next layer, not after a call that may take a minute."""
+    """At the next layer, and not after a call that may take a minute."""
     import comfy.model_management
 
     handle = replay.modules[recorded[2]].register_forward_hook(

@@ -1,4 +1,4 @@
-"""The benchmark's numbers, held: a method that loses half a decibel on a reference model fails here.
+"""Guards the benchmark's numbers: a method that loses half a decibel on a reference model fails here.
 
 The same path as `nox -s quality`, with fewer pictures: calibrate, convert, open, draw, compare with FP16.
 """
@@ -76,13 +76,13 @@ def test_every_method_draws_as_well_as_recorded(scored, name):
 
 
 def test_every_kind_of_method_is_pinned():
-    """Except the peer whose tool is not installed here, and takes minutes."""
+    """Except the peer whose tool is not installed here and takes minutes."""
     kinds = {method.name.split(" ")[0] for method in METHODS if not method.slow}
     assert {name.split(" ")[0] for name in PINNED} == kinds
 
 
 def test_a_scale_in_the_wrong_direction_is_caught(bench, monkeypatch):
-    """A v2 file whose scale is the multiplier at quantize, as some write it, must not pass."""
+    """A v2 file whose scale is the multiplier at quantize, as some tools write it, must not pass."""
     from hswq.hswq_core.plan import formats
 
     row = formats.FORMATS["v2"]
@@ -98,7 +98,7 @@ def test_a_scale_in_the_wrong_direction_is_caught(bench, monkeypatch):
 
 
 def test_a_method_that_keeps_the_wrong_layers_is_caught(bench, monkeypatch):
-    """The budget spent on the layers that change the output least."""
+    """Here the budget is spent on the layers that change the output least."""
     from hswq.loader.model_aware import candidates
 
     right = candidates.choose_kept
@@ -115,7 +115,7 @@ def test_a_method_that_keeps_the_wrong_layers_is_caught(bench, monkeypatch):
 def test_bytes_are_counted_from_the_file(scored):
     score, _ = scored("nearest v2")
     assert (score.quantized, score.layers) == (score.layers, score.layers)
-    weights = score.quantized_bytes - 4 * score.layers  # one float32 scale a layer
+    weights = score.quantized_bytes - 4 * score.layers  # one float32 scale per layer
     total = sum(torch.Size(shape).numel() for shape in tiny.layer_shapes(REFERENCES[MODEL].file).values())
     assert weights == total
     assert 0 < score.extra < 0.001

@@ -1,4 +1,4 @@
-"""The trained reference models: real ComfyUI recognizes them, and they draw what captions say."""
+"""The trained reference models: real ComfyUI recognizes them, and they draw what their captions say."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_files_are_small_and_fp16_and_say_how_they_were_made(reference):
     assert reference.file.stat().st_size <= MOST_BYTES
     with safe_open(reference.file, "pt") as file:
         metadata = file.metadata()
-        dtypes = {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - no mapping
+        dtypes = {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - not a mapping
     assert dtypes == {"F16"}
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     for said in (metadata["steps"], metadata["loss"], f"{reference.file.stat().st_size:,}"):
@@ -76,7 +76,7 @@ def test_files_are_small_and_fp16_and_say_how_they_were_made(reference):
 
 
 def test_pictures_show_what_their_captions_say(reference):
-    """Among the drawings of eight captions, that of its own is the nearest to every picture."""
+    """Among the drawings of eight captions, each picture is nearest to that of its own caption."""
     pictures = draw(load_model(reference.file), reference, evaluation_prompts(PICTURES))
     ideal = drawing(scenes(PICTURES), pictures.shape[-1])
     distances = (pictures[:, None] - ideal[None]).square().mean((2, 3, 4))
@@ -117,7 +117,7 @@ def test_a_resumed_training_run_ends_as_an_uninterrupted_one(reference, tmp_path
 
 
 def test_training_reaches_every_weight(reference):
-    """Also those behind a zero layer, after the first steps: nothing was cut off by an addition in place."""
+    """Even weights behind a zero layer, after the first steps: no in-place addition cuts off their gradient."""
     settings = Settings(steps=5, batch=2, latent_size=8, warmup=0)
     with torch.inference_mode(False):
         trainer = Trainer(reference, settings, torch.device("cpu"))

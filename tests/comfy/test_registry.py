@@ -1,4 +1,4 @@
-"""pyproject.toml as ComfyUI itself reads it, and what a registry asks for."""
+"""pyproject.toml as ComfyUI itself reads it, and what a registry requires."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_comfyui_reads_every_field(config):
     assert re.fullmatch(r"\d+\.\d+\.\d+", project.version)
     assert project.description
     assert project.license.file == "LICENSE"
-    assert project.supported_os == ["OS Independent"]  # one classifier ComfyUI does not know would empty these
+    assert project.supported_os == ["OS Independent"]  # a single classifier unknown to ComfyUI would empty these
     assert project.supported_accelerators == ["GPU :: NVIDIA CUDA"]
     assert comfy.publisher_id
     assert comfy.display_name == "HSWQ"

@@ -1,4 +1,4 @@
-"""Watching group by group, each from where the one before it ended: the same inputs, each block run once."""
+"""Watching group by group, each from where the previous one ended: the same inputs, each block run once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recorded(request):
 
 @pytest.fixture
 def replay(recorded, monkeypatch):
-    """Each call alone."""
+    """A replay with one call per batch."""
     from hswq.loader.replay import replay
 
     monkeypatch.setattr(replay, "BATCH_ELEMENTS", 1)
@@ -37,7 +37,7 @@ def replay(recorded, monkeypatch):
 
 
 def groups_of(replay) -> list[list[str]]:
-    """All layers in order of call, in pieces that end within blocks as well as between them."""
+    """All layers in call order, in groups that end within blocks as well as between them."""
     from hswq.loader.model_aware.gather import shared_inputs
 
     names = list(shared_inputs(replay, replay.modules).leader)
@@ -69,14 +69,14 @@ def test_each_group_sees_what_whole_calls_show_it(replay):
 
 
 def test_calls_run_each_block_once(replay, counted):
-    """All but the first, which runs whole for each group beside what the others do."""
+    """All but the first call, which also runs in full for each group."""
     from hswq.loader.replay.relay import Relay
 
     relay, groups = Relay.of(replay), groups_of(replay)
     with counted(replay) as counts:
         for group in groups:
             watched(relay, group)
-    # A layer within a block: one that is a block itself is asked, and answers.
+    # A layer within a block: a layer that is itself a block is called, and returns its cached answer.
     first = next(n for n in groups[0] if any(n.startswith(f"{block}.") for block in relay._kept[0].answers))
     assert counts[first] == STATES + len(groups)
     with counted(replay) as counts:
@@ -86,7 +86,7 @@ def test_calls_run_each_block_once(replay, counted):
 
 
 def test_layers_before_the_front_are_watched_from_the_beginning(replay):
-    """As where memory ran out, and a group is watched again in halves."""
+    """As after running out of memory, when a group is watched again in halves."""
     from hswq.loader.replay.relay import Relay
 
     relay, groups = Relay.of(replay), groups_of(replay)
@@ -108,7 +108,7 @@ def test_calls_beyond_the_memory_run_whole(replay):
 
 
 def test_a_model_whose_blocks_do_more_than_answer_runs_whole(replay, monkeypatch):
-    """One block tells another something behind the back of the model's own code."""
+    """One block passes something to another outside the model's own code."""
     from hswq.loader.replay.relay import BEGINNING, Relay
 
     relay, groups = Relay.of(replay), groups_of(replay)

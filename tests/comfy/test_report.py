@@ -1,4 +1,4 @@
-"""HSWQ Report in the real server: calibrate, convert, report in one graph; sessions, others' files, what it refuses."""
+"""HSWQ Report in the real server: calibrate, convert and report in one graph; sessions, others' files, refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BACKGROUND = (0x20, 0x20, 0x20)
 
 
 def report(**inputs: object) -> Prompt:
-    """The node alone, and its table shown."""
+    """The node alone, with its table shown."""
     return {
         "report": {"class_type": "HSWQReport", "inputs": {"session": "", "file": "none", **inputs}},
         "shown": {"class_type": "PreviewAny", "inputs": {"source": ["report", 1]}},
@@ -29,7 +29,7 @@ def report(**inputs: object) -> Prompt:
 
 
 def picture(server, result: Result) -> np.ndarray:
-    """What the node shows; it is neither blank nor of another size."""
+    """The picture the node shows; it must not be blank, and must have the right size."""
     (image,) = result.outputs["report"]["images"]
     found = Image.open(io.BytesIO(server.client.view(image))).convert("RGB")
     assert found.size == (1600, 1200)
@@ -58,7 +58,7 @@ def calibrate(server, session: str, *, seed: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def converted(server) -> Path:
-    """A file of method hswq."""
+    """A file made with method hswq."""
     calibrate(server, "to_report")
     workflow = flow.prepare(server, "flux", flow.CALIBRATE, session="to_report")
     before = set(server.output.rglob("*.safetensors"))

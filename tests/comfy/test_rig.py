@@ -1,4 +1,4 @@
-"""The rig itself: a real server starts, knows our nodes, draws; workflows convert."""
+"""The rig itself: a real server starts, knows our nodes and draws; workflows convert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.comfy, pytest.mark.compat]
 
 
 def picture(client: Client, prompt: Prompt) -> np.ndarray:
-    """The only picture that a prompt draws, [height, width, 3], 0..255."""
+    """The single picture that a prompt draws, [height, width, 3], 0..255."""
     (image,) = client.run(prompt).check().images()
     return np.asarray(Image.open(io.BytesIO(client.view(image))).convert("RGB"))
 

@@ -1,4 +1,4 @@
-"""Sessions merged by the node and listed for the page, in the real server."""
+"""Merging sessions with the node, and listing them for the page, in the real server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(server, models, session: str, seed: int, **settings: Any) -> Prompt:
 
 @pytest.fixture(scope="module")
 def halves(server, models) -> tuple[str, str]:
-    """Two sessions of two calls each; "half_all" has seen the pictures of both."""
+    """Two sessions of two calls each; "half_all" has recorded the pictures of both."""
     for seed, name in enumerate(("half_a", "half_b"), 41):
         draw(server, models, name, seed)
         draw(server, models, "half_all", seed)
@@ -63,7 +63,7 @@ def test_two_half_sessions_are_one_whole(server, halves, folder):
     found, whole = load_session(folder / "half_sum.pt"), load_session(folder / "half_all.pt")
     assert (found.calls, found.images, found.steps) == (whole.calls, whole.images, whole.steps) == (4, 2, {2: 2})
     for name, stats in whole.layers.items():
-        assert torch.equal(found.layers[name].abs_sum, stats.abs_sum)  # of two addends: exactly
+        assert torch.equal(found.layers[name].abs_sum, stats.abs_sum)  # a sum of two terms is exact
         assert torch.equal(found.layers[name].mean_sum, stats.mean_sum)
         assert (found.layers[name].out_sum, found.layers[name].out_sq_sum) == (stats.out_sum, stats.out_sq_sum)
         assert (found.layers[name].in_calls, found.layers[name].input_amax) == (stats.in_calls, stats.input_amax)
@@ -164,7 +164,7 @@ def test_the_list_says_what_is_in_each_session(server, halves, folder):
     assert found["half_broken"] == {"name": "half_broken", "problem": "unreadable"}
     assert found["half_lost"]["states"] is None
     assert found["half_copy"]["states"] is None  # it has none
-    assert list(found.values())[-1]["problem"] is not None  # what cannot be used is last
+    assert list(found.values())[-1]["problem"] is not None  # unusable sessions come last
     assert str(folder) not in json.dumps(found)
     assert str(server.base) not in json.dumps(server.client.get("/hswq/sessions"))
 
@@ -213,7 +213,7 @@ def test_a_session_that_has_not_changed_is_not_read_again(comfy, server, halves,
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(tmp_path))
     try:
-        assert listing.saved_sessions() == []  # not even a folder
+        assert listing.saved_sessions() == []  # there is not even a folder
         shutil.copytree(
             folder, tmp_path / "hswq_stats", ignore=lambda _, names: [n for n in names if "half_a" not in n]
         )
@@ -250,7 +250,7 @@ def test_the_list_names_a_free_session(server, halves, name, free):
 
 
 def test_the_route_only_answers(server):
-    """Nothing can be changed through it."""
+    """The route is read-only."""
     code, _ = server.client._call("/hswq/sessions", {"name": "x"})  # a POST
     assert code == 405
     with pytest.raises(ClientError, match="404"):

@@ -1,7 +1,7 @@
-"""Memory that runs out while layers are rounded: fewer at a time, then to nearest, and the report says so.
+"""Running out of memory while rounding: fewer layers at a time, then fall back to nearest, and the report says so.
 
-The device is a small one: what is gathered counts against a limit, and beyond it torch's own error is raised where
-the memory would be asked for. What is not given back keeps counting.
+The device is a small one: gathered data counts against a limit, and beyond it torch's own error is raised where the
+memory would be allocated. Memory that is not released keeps counting.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Device:
 
     Attributes:
         limit: bytes.
-        most: bytes there were at once.
-        refused: layers for which there was no room, in order.
+        most: peak bytes.
+        refused: layers that did not fit, in order.
     """
 
     def __init__(self, limit: float) -> None:
@@ -60,7 +60,7 @@ def codes(path) -> dict[str, bytes]:
 
 
 def roomy(calibrated, monkeypatch) -> tuple[Device, dict[str, bytes]]:
-    """A conversion that has all the memory it wants: what it held at most, and the file's tensors."""
+    """A conversion with unlimited memory: its device, which knows the peak, and the file's tensors."""
     with monkeypatch.context() as patched:
         device = Device(float("inf")).patch(patched)
         done = calibrated.convert()
@@ -96,7 +96,7 @@ def test_a_layer_for_whose_inputs_there_is_no_memory_is_rounded_to_nearest(calib
     found = codes(done.path)
     others = {layer.name for layer in done.plan.layers if layer.reason in ("compensated", "nearest")}
     weights = [f"{name}.weight" for name in others]
-    same = [key for key in weights if len(found[key]) == len(tensors[key])]  # not those that +3 % keep in 16 bits
+    same = [key for key in weights if len(found[key]) == len(tensors[key])]  # not those that +3 % keeps in 16 bits
     assert len(same) > 15
     assert all(found[key] == tensors[key] for key in same)
     assert not calibrated.hooks
@@ -105,7 +105,7 @@ def test_a_layer_for_whose_inputs_there_is_no_memory_is_rounded_to_nearest(calib
 
 @pytest.mark.parametrize("times", [1, 10**6])
 def test_no_memory_to_solve_one_layer(calibrated, monkeypatch, caplog, times):
-    """Once: with less in memory it succeeds. Always: nearest, the layers beside it as ever."""
+    """Once: it succeeds with less in memory. Always: nearest for this layer, the others as usual."""
     from hswq.loader.model_aware import solver
 
     _, tensors = roomy(calibrated, monkeypatch)

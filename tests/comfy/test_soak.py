@@ -1,4 +1,4 @@
-"""The long calibration of bench/soak.py, in short."""
+"""A short version of the long calibration in bench/soak.py."""
 
 from __future__ import annotations
 

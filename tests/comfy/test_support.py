@@ -1,4 +1,4 @@
-"""What the log says at the start of a ComfyUI the pack cannot work with."""
+"""What the log says when the pack cannot work with the ComfyUI that starts."""
 
 from __future__ import annotations
 

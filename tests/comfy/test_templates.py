@@ -1,4 +1,4 @@
-"""The shipped workflows: what ComfyUI offers, what they name, and the ones of no family run in the real server."""
+"""The shipped workflows: what ComfyUI offers, what they name, and those without a family run in the real server."""
 
 from __future__ import annotations
 

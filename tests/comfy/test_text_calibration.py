@@ -1,4 +1,4 @@
-"""Text encoders are recorded while they encode prompts: in the real server, and in this process against plain hooks."""
+"""Recording text encoders while they encode prompts: in the real server, and in this process against plain hooks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAYERS = 12 * 6
 
 
 def workflow(server, session: str, seed: int = 0, texts: tuple[str, str] = ("a red boat", "fog")) -> Prompt:
-    """The shipped workflow with its text encoder led through the Calibration node."""
+    """The shipped workflow, with its text encoder routed through the Calibration node."""
     prompt = flow.calibration(flow.prepare(server, "sd15", flow.CALIBRATE, session=session, seed=seed))
     calibration, loader = graph.find(prompt, "HSWQCalibration"), graph.find(prompt, "CheckpointLoaderSimple")
     prompt[calibration]["inputs"]["clip"] = [loader, 1]
@@ -34,7 +34,7 @@ def workflow(server, session: str, seed: int = 0, texts: tuple[str, str] = ("a r
 
 
 def without(prompt: Prompt) -> Prompt:
-    """The same, its prompts encoded by the loader's own CLIP, its picture drawn without calibration."""
+    """The same, with prompts encoded by the loader's own CLIP and the picture drawn without calibration."""
     changed = copy.deepcopy(prompt)
     calibration, loader = graph.find(prompt, "HSWQCalibration"), graph.find(prompt, "CheckpointLoaderSimple")
     del changed[calibration]
@@ -122,7 +122,7 @@ def test_statistics_are_those_of_plain_hooks(clip, tmp_path):
     assert torch.equal(encoded[0], encode(clip, "a red boat"))
     assert not layer._forward_hooks
     assert not layer._forward_pre_hooks
-    assert load_session(tmp_path / "s_clip_l.pt").calls == 2  # the last encoding was the plain CLIP's
+    assert load_session(tmp_path / "s_clip_l.pt").calls == 2  # the last encoding was by the plain CLIP
     assert told[-1].startswith("clip_l · 72 layers · 2 calls · saved ")
 
 

@@ -1,4 +1,4 @@
-"""Text encoders with their real key names, converted file to file and opened by the code of ComfyUI's Load CLIP."""
+"""Text encoders with their real key names, converted file to file and opened by ComfyUI's Load CLIP code."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Kind:
     """A text encoder.
 
     Attributes:
-        module: (sizes) -> ComfyUI's own module of it on the meta device, of these sizes.
-        sizes: what is smaller than in the real one.
-        option: of model_options, through which ComfyUI is told the sizes.
-        types: of Load CLIP.
-        gain: of the weights; without a scale, small ones would be kept in 16 bits.
+        module: (sizes) -> ComfyUI's own module for it, with these sizes, on the meta device.
+        sizes: sizes that are smaller than in the real one.
+        option: entry of model_options that tells ComfyUI the sizes.
+        types: Load CLIP's types for it.
+        gain: factor on the weights; without a scale, small ones would be kept in 16 bits.
     """
 
     module: Callable[[dict[str, Any]], torch.nn.Module]
@@ -77,13 +77,13 @@ KINDS = {
 
 
 class Tool:
-    """What the tests do with ComfyUI."""
+    """What the tests need from ComfyUI."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def source(self, name: str) -> Path:
-        """The file of a kind, made once."""
+        """The source file of a kind, made once."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             kind, rng = KINDS[name], torch.Generator().manual_seed(0)
@@ -92,7 +92,7 @@ class Tool:
         return path
 
     def load(self, name: str, path: Path, clip_type: str) -> Any:
-        """By the code of Load CLIP, with nothing missing and nothing left over."""
+        """Load a file with Load CLIP's code, with no missing and no unexpected keys."""
         import comfy.sd
 
         kind = KINDS[name]
@@ -141,7 +141,7 @@ def linears(clip: Any) -> dict[str, Any]:
 
 
 def with_weights_of(clip: Any, path: Path, plan: Any) -> Any:
-    """The CLIP with the quantized layers' weights as core dequantizes them, in float32."""
+    """The CLIP with the quantized layers' weights dequantized by core, in float32."""
     file, modules = FileSource(path), linears(clip)
     for layer in plan.layers:
         if layer.action == QUANTIZE:
@@ -182,7 +182,7 @@ def test_it_encodes_as_the_dequantized_weights_do(tool, name, file_format):
 
 
 def test_a_scale_where_comfyui_reads_none_would_be_lost(tool, caplog):
-    """Why CLIP has unscaled weights in the comfy format: the day this fails, it may have scales too."""
+    """The reason why CLIP has unscaled weights in the comfy format: once this fails, it may have scales too."""
     path, _ = converted(tool.source("clip_l"))
     state = {key: FileSource(path).read(key) for key in FileSource(path).entries}
     key = "text_model.encoder.layers.0.mlp.fc1"

@@ -1,4 +1,4 @@
-"""HSWQ Loader's MODEL with everything else ComfyUI offers: the same pictures as a stock model of the same weights."""
+"""HSWQ Loader's MODEL with ComfyUI's other features: the same pictures as a stock model with the same weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NODES = {
 
 @pytest.fixture
 def pair(comfy, made):
-    """(HSWQ Loader's MODEL, the stock loader's of the same weights)."""
+    """(HSWQ Loader's MODEL, the stock loader's with the same weights)."""
     file = made(comfy, "sd15-small", "v2")
     return file.open(), file.open_twin()
 
@@ -50,7 +50,7 @@ def draw(comfy, model):
 
 
 def same_effect(comfy, pair, change) -> None:
-    """``change`` does something, and to both models the same."""
+    """``change`` has an effect, and the same one on both models."""
     ours, twin = (draw(comfy, change(model)) for model in pair)
     assert torch.equal(ours, twin)
     assert not torch.equal(twin, draw(comfy, pair[1]))
@@ -173,7 +173,7 @@ def test_dequantize_dtype(comfy, made, dtype):
 
 
 class TestFp8Matmul:
-    """Layers that a comfy file marks multiply in FP8, bit for bit as ComfyUI's own loader does it."""
+    """Layers marked in a comfy file multiply in FP8, bit for bit as with ComfyUI's own loader."""
 
     @pytest.fixture
     def fast(self, comfy, made):
@@ -227,7 +227,7 @@ print(drawn.double().norm().item(), drawn.isfinite().all().item(), *kept)
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda switches: switches[0])
 def test_command_line_switches(comfy, made, switches):
-    """FP8 weights stay as the file has them and kept layers 16 bits, whatever the command line asks of other models."""
+    """FP8 weights stay as in the file, and kept layers stay 16-bit, regardless of command-line switches."""
     file = made(comfy, "flux-tiny", "v2")
     environment = child_environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", SCRIPT, str(file.path), *switches]

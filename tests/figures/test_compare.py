@@ -1,4 +1,4 @@
-"""Pictures compared: scores by hand, what is broken, the verdict, the drawings."""
+"""Comparing pictures: hand-computed scores, broken pictures, the verdict, the drawings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pictures(count: int = 1, height: int = 16, width: int = 16, channels: int = 
 
 @pytest.mark.parametrize(("offset", "decibels"), [(0.1, 20.0), (0.01, 40.0), (1.0, 0.0)])
 def test_psnr_of_a_constant_offset(offset, decibels):
-    """Mean squared difference offset²: -20·log10(offset)."""
+    """The mean squared difference is offset²: -20·log10(offset)."""
     reference = torch.zeros(3, 20, 20)
     assert psnr(reference + offset, reference) == pytest.approx(decibels, abs=1e-4)
 
@@ -49,14 +49,14 @@ def test_equal_pictures_have_the_most_decibels_and_ssim_1():
 
 
 def test_ssim_of_two_flat_pictures():
-    """No variance, but for float32: (2·a·b + c) / (a² + b² + c), c = 0.01²."""
+    """No variance except from float32: (2·a·b + c) / (a² + b² + c), c = 0.01²."""
     a, b, c = 0.25, 0.75, 1e-4
     expected = (2 * a * b + c) / (a * a + b * b + c)
     assert ssim(torch.full((3, 30, 30), a), torch.full((3, 30, 30), b)) == pytest.approx(expected, abs=5e-4)
 
 
 def test_ssim_sees_structure_where_psnr_does_not():
-    """Moved by a constant or by noise of the same mean square: the same PSNR, another SSIM."""
+    """Shifted by a constant, or by noise with the same mean square: the same PSNR, a different SSIM."""
     reference = torch.rand(3, 32, 32) * 0.5 + 0.25
     noise = torch.randn(3, 32, 32)
     noise *= 0.1 / noise.square().mean().sqrt()
@@ -97,7 +97,7 @@ def test_equal_pictures_are_identical():
 
 
 def test_pictures_are_compared_as_they_are_seen():
-    """Beyond 0..1 nothing is seen, and half precision is only precision."""
+    """Values outside 0..1 are clipped, and half precision changes only precision."""
     reference = torch.ones(1, 16, 16, 3)
     assert compare(reference, reference * 2).worst.same
     assert compare(reference.half(), reference).worst.same
@@ -154,7 +154,7 @@ def test_progress_goes_by_pictures_and_may_stop_it():
         compare(pictures(2), pictures(2), cancel)
 
 
-# ----- what is broken
+# ----- broken pictures
 
 
 def test_a_black_picture_is_named_and_is_the_worst():
@@ -213,7 +213,7 @@ def test_two_black_pictures_are_identical():
 
 
 def test_fading_to_black_is_no_fault():
-    """Three steps of 255 and none are both as good as black."""
+    """Three steps of 255 and zero both count as black."""
     assert compare(torch.full((1, 16, 16, 3), 3 / 255), torch.zeros(1, 16, 16, 3)).worst.faults == ()
 
 
@@ -240,8 +240,8 @@ def of(*scores: tuple[float, float]) -> Comparison:
         ((33, 0.97), "small differences, visible when flipping between the two"),
         ((23, 0.9), "details differ"),
         ((12, 0.3), "another picture"),
-        ((52, 0.97), "differences hard to see side by side"),  # SSIM decides where it is worse
-        ((100, 0.9999), "less than rounding to 8 bits changes"),  # not the same, so not identical
+        ((52, 0.97), "differences hard to see side by side"),  # SSIM decides when it is worse
+        ((100, 0.9999), "less than rounding to 8 bits changes"),  # not equal, so not identical
     ],
 )
 def test_the_verdict_in_words(score, words):
@@ -256,7 +256,7 @@ def test_the_verdict_begins_with_the_worst():
 def test_the_levels_fall_and_the_first_two_are_what_8_bits_mean():
     assert [level.psnr for level in LEVELS] == sorted((level.psnr for level in LEVELS), reverse=True)
     assert [level.ssim for level in LEVELS] == sorted((level.ssim for level in LEVELS), reverse=True)
-    # Rounding to steps of 1/255 is an error of variance 1/12 of a step squared.
+    # Rounding to steps of 1/255 has an error variance of 1/12 of a step squared.
     exact = torch.rand(3, 500, 500, dtype=torch.float64)
     rounded = (exact * 255).round() / 255
     assert psnr(rounded, exact) == pytest.approx(LEVELS[1].psnr, abs=0.05)
@@ -285,7 +285,7 @@ def test_what_is_said_to_be_usual_is_what_was_measured():
 
 @pytest.fixture
 def torch_cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache of torch, and no way to the network."""
+    """An empty torch cache, and no network access."""
 
     def refused(*_args: object, **_options: object) -> None:
         raise AssertionError("a download was tried")
@@ -301,7 +301,7 @@ def test_without_its_backbone_there_is_no_lpips_and_no_download(torch_cache):
 
 
 def test_lpips_is_what_its_package_says(torch_cache):
-    """With random weights for a backbone: the same number as by the package's own way."""
+    """With random backbone weights: the same number as from the package itself."""
     package = pytest.importorskip("lpips")
     models = pytest.importorskip("torchvision.models")
     file = torch_cache / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
@@ -332,7 +332,7 @@ def test_flicker_alternates_and_changes_nothing():
 def test_the_heat_map_amplifies_the_largest_difference_of_a_channel():
     reference = torch.full((4, 4, 3), 0.5)
     candidate = reference.clone()
-    candidate[1, 2] = torch.tensor([0.5, 0.5 - 0.0625, 0.51])  # 1/16, 8 times: the middle of the colours
+    candidate[1, 2] = torch.tensor([0.5, 0.5 - 0.0625, 0.51])  # 1/16, amplified 8 times: the middle of the colours
     candidate[3, 3, 0] = 0.9  # beyond the brightest
     heat = heat_map(reference, candidate, 8.0)
     assert rgb(heat[1, 2]) == INFERNO[8]
@@ -369,7 +369,7 @@ def test_small_pictures_are_enlarged_pixel_by_pixel():
 
 
 def test_the_caption_is_never_cut():
-    """A narrow picture gets a strip as wide as the text: each word more is seen, and ends before the edge."""
+    """A narrow picture gets a strip as wide as the text: each added word is visible and ends before the edge."""
     reference, candidate = pictures(2, 900, 10)
     ends = []
     for words in range(6, 12):

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.comfy, pytest.mark.page]
 
 LANGUAGES = ("en", "ja", "zh")
 MOST_MS = 30_000
-# A page just opened does not notice the first selections: select anew until the panel says it.
+# A freshly opened page misses the first selections: select again until the panel shows the text.
 SHOWN = """text => {
     const panel = document.querySelector('.node-help-content')
     if (panel?.innerText.replace(/\\s+/g, ' ').includes(text)) return true
@@ -29,7 +29,7 @@ ADVANCED = ["keep_ratio", "filename_prefix", "target_mb", "scale_per", "fast_mat
 
 @pytest.fixture
 def setting(page) -> Iterator:
-    """(name, value) sets one of the page's settings; at the end all are as before."""
+    """(name, value) sets one of the page's settings; all are restored at the end."""
     before = {}
 
     def change(name, value):
@@ -47,13 +47,13 @@ def locale(language: str) -> dict:
 
 
 def beginning(node: str, language: str) -> str:
-    """Of the help, as the page renders it."""
+    """The beginning of the help, as the page renders it."""
     text = (ROOT / "web" / "docs" / node / f"{language}.md").read_text(encoding="utf-8")
     return text.splitlines()[0].replace("`", "")
 
 
 def require_help(page, node: str, text: str) -> None:
-    """Add a node, select it, press the i of its toolbox; the panel must say ``text``."""
+    """Add a node, select it, press the i in its toolbox; the panel must show ``text``."""
     page.js(
         """node => {
             app.graph.clear()
@@ -82,7 +82,7 @@ def test_a_language_without_help_gets_the_english_one(page, setting):
     setting("Comfy.Locale", "fr")
     page.reload()
     require_help(page, "HSWQLoader", beginning("HSWQLoader", "en"))
-    # The page asks for fr.md first, and is told that there is none.
+    # The page requests fr.md first, which does not exist.
     page.failed[:] = [line for line in page.failed if not line.endswith("/fr.md")]
     assert (page.failed, page.crashes) == ([], [])
 
@@ -109,7 +109,7 @@ def test_names_are_in_the_users_language(page, setting, language):
 
 
 def test_advanced_widgets_are_folded_until_asked_for(page, setting):
-    """With the nodes the page draws itself; the old canvas shows all widgets, as it always did."""
+    """Applies where the page draws the nodes itself; the old canvas still shows all widgets."""
     setting("Comfy.VueNodes.Enabled", True)
     page.reload()
     page.load(flow.shipped("sd15", flow.CALIBRATE))

@@ -1,4 +1,4 @@
-"""HSWQ Report in the real page: Run, and its picture is on the node."""
+"""HSWQ Report in the real page: after Run, its picture is on the node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rig's page: it opens without errors, and agrees with the rig about workflows."""
+"""The rig's page opens without errors, and agrees with the rig about workflows."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_reroutes_primitives_and_notes_too(page, server):
 
 def test_a_queued_workflow_runs(page, server, models):
     prompt = prompts.sd15(models.sd15(), seed=21)
-    page.reload()  # the page reads the lists of models when it opens
+    page.reload()  # the page reads the model lists when it opens
     page.from_api(prompt)
     assert server.client.wait(page.queue()).check().images()
     assert (page.errors, page.crashes, page.failed) == ([], [], [])

@@ -1,4 +1,4 @@
-"""The list of saved sessions in the real page, and the line that says what is recorded."""
+"""The list of saved sessions in the real page, and the status line about what is recorded."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def folder(server) -> Path:
         save(folder, f"page_0{number}", calls=10 * number, states=4 * number)
     save(folder, "page_other", family="Flux", count=2)
     (folder / "page_damaged.pt").write_bytes(b"no session")
-    if os.name != "nt":  # Windows has no such names
+    if os.name != "nt":  # Windows does not allow such names
         (folder / f"{HOSTILE}.pt").write_bytes(b"no session")
     return folder
 
 
 @pytest.fixture
 def fresh(page, folder):
-    """An empty graph; whatever a test breaks in the page, it says."""
+    """An empty graph; any error that a test causes in the page is reported."""
     del page.errors[:], page.crashes[:], page.failed[:]
     page.js("() => { document.querySelectorAll('dialog').forEach(d => d.close()); app.graph.clear() }")
     yield page
@@ -90,7 +90,7 @@ def value(page, node: int) -> str:
 
 
 def press(page, node: int, rows: bool = True) -> Any:
-    """Press the node's button with the mouse; the dialog, its list there."""
+    """Press the node's button with the mouse; returns the dialog once its list is there."""
     dialog = page.page.locator("dialog.hswq-dialog")
     mouse.press(page, lambda: middle(page, node), dialog)
     if rows:
@@ -99,7 +99,7 @@ def press(page, node: int, rows: bool = True) -> Any:
 
 
 def middle(page, node: int) -> list[float]:
-    """Of the button, which is brought to the middle of the page."""
+    """Centre of the button, which is moved to the middle of the page."""
     return page.js(
         """([id, label]) => {
             const node = app.graph.getNodeById(id), widget = node.widgets.find(widget => widget.name === label)
@@ -138,7 +138,7 @@ def test_the_list_says_what_is_in_a_session(fresh):
     assert "2025" in text
     assert "Flux · 2 layers · 5 calls · 2 images · " in row(dialog, "page_other").inner_text()
     assert "states" not in row(dialog, "page_other").inner_text()
-    assert row(dialog, "page_01").get_attribute("aria-current") == "true"  # what the node has now
+    assert row(dialog, "page_01").get_attribute("aria-current") == "true"  # the node's current session
     damaged = row(dialog, "page_damaged")
     assert "unreadable" in damaged.inner_text()
     assert damaged.is_disabled()
@@ -253,7 +253,7 @@ def test_a_workflow_keeps_its_values_and_has_none_of_the_button(fresh, family):
 
 
 def test_the_button_works_where_the_page_draws_nodes_itself(fresh):
-    """Nodes 2.0, where the page has it."""
+    """With Nodes 2.0, if the page has it."""
     switch = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
     if not fresh.js("() => 'Comfy.VueNodes.Enabled' in app.ui.settings.settingsLookup"):
         pytest.skip("this page has no Nodes 2.0")

@@ -1,4 +1,4 @@
-"""The shipped workflows in the real page: the browser that lists them, what opens, the clicks to the first file."""
+"""The shipped workflows in the real page: the template browser, what opens, the clicks to the first file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PROMPTS = "HSWQCalibrationPrompts"
 
 @pytest.fixture(scope="module")
 def stocked(server, page) -> Iterator[Page]:
-    """The page of a server that has the templates' model files, by name."""
+    """The page of a server that has files with the names of the templates' models."""
     made = offer_models(server.base)
-    page.reload()  # the page reads the lists of models when it opens
+    page.reload()  # the page reads the model lists when it opens
     yield page
     for path in made:
         path.unlink()
@@ -46,8 +46,8 @@ def test_a_template_opens_without_fault_and_means_what_the_rig_runs(stocked, ser
 
 
 def faults(page: Page) -> tuple[list[str], list[str], list[str], int]:
-    """What the page says went wrong, and how many of its panels of faults (missing models) are open."""
-    page.page.wait_for_timeout(300)  # they open a moment after the graph
+    """The errors the page reports, and how many of its error panels (missing models) are open."""
+    page.page.wait_for_timeout(300)  # panels open a moment after the graph
     return page.errors, page.crashes, page.dialogs(), page.page.get_by_text("View details").count()
 
 
@@ -69,7 +69,7 @@ def test_the_browser_lists_all_with_their_pictures(page):
     cards.nth(len(names) - 1).wait_for(state="attached")
     assert sorted(card.get_attribute("data-testid") for card in cards.all()) == [CARD + name for name in names]
     for card in cards.all():
-        card.scroll_into_view_if_needed()  # a picture is fetched when it is seen
+        card.scroll_into_view_if_needed()  # a picture is fetched when it becomes visible
         card.locator("img[src^=blob]").wait_for()
         assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == WIDTH
     assert page.failed == []
@@ -77,7 +77,7 @@ def test_the_browser_lists_all_with_their_pictures(page):
 
 
 def test_the_first_fp8_file_is_three_clicks_away(small, server):
-    """Choose the checkpoint, Run. Small and quick settings besides, which take no part in the count."""
+    """Choose the checkpoint, then Run. The settings that keep the test small and quick do not count as clicks."""
     open_template(small, f"sd15_{flow.CALIBRATE}")
     quick = {"EmptyLatentImage": {"width": 64, "height": 64}, "KSampler": {"steps": 2}}
     set_widgets(small, {**quick, "HSWQConverter": {"method": "hswq"}})
@@ -113,7 +113,7 @@ def test_a_batch_count_of_three_draws_three_prompts(small, server):
 
 @pytest.mark.parametrize("family", flow.FAMILIES)
 def test_the_converter_can_be_switched_off_and_on(page, server, family):
-    """Ctrl+B on that one node leaves a workflow without fault: the picture alone."""
+    """Ctrl+B on that one node leaves a valid workflow that only draws the picture."""
     switch = "mode => { app.graph.nodes.find(node => node.type === 'HSWQConverter').mode = mode }"
     page.load(flow.shipped(family, flow.CALIBRATE))
     whole = page.prompt()

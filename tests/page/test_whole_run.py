@@ -1,4 +1,4 @@
-"""From the template browser to a verdict: calibrate, convert, report, compare, by clicks in the real page."""
+"""From the template browser to a verdict: calibrate, convert, report and compare by clicks in the real page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN = """([type, text]) => {
 
 def test_calibrate_convert_report_compare(page, server, models):
     original = models.sd15()
-    page.reload()  # the page reads the lists of models when it opens
+    page.reload()  # the page reads the model lists when it opens
     mouse = Mouse(page)
 
     open_template(page, f"sd15_{flow.CALIBRATE}")

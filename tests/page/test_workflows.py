@@ -1,4 +1,4 @@
-"""The nodes in the real page: added, and the whole way in one Run."""
+"""The nodes in the real page: adding them, and the whole workflow in one Run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_every_node_is_in_the_page_and_can_be_added(page):
 def test_calibrate_and_convert_in_the_page(page, server, models):
     """The SD1.5 template with a small checkpoint chosen: Run, and the FP8 file is there."""
     models.sd15()
-    page.reload()  # the page reads the lists of models when it opens
+    page.reload()  # the page reads the model lists when it opens
     page.load(flow.shipped("sd15", flow.CALIBRATE))
     page.js("""() => {
         const set = (type, name, value) => app.graph.nodes.filter(node => node.type === type)
