@@ -68,7 +68,7 @@ def test_2_nothing_was_sampled(server):
 
 
 def test_3_the_converter_runs_before_the_picture(server):
-    """Both in one graph, nothing at ``after``: ComfyUI may convert first. The error says what to connect."""
+    """Both in one graph, nothing at ``after``: ComfyUI may convert first. Following the error makes it work."""
     prompt = workflow(server, session="too_early")
     converter = graph.find(prompt, "HSWQConverter")
     early = copy.deepcopy(prompt)
