@@ -61,7 +61,7 @@ class Subject:
             draw(watched, self.reference, prompts[start : start + BATCH])
 
     def planned(self, plan: Callable[[Any], Any]) -> Path:
-        """The file of a plan made by ``plan``: (loader's Job) -> Plan, which may fill the solutions."""
+        """The file of a plan made by ``plan``: (loader's Job) -> Planned."""
         from hswq.loader.job import Job
 
         with torch.inference_mode():
