@@ -118,17 +118,21 @@ def declared_plan(metadata: Mapping[str, str], file_name: str) -> Plan | None:
             f"File {file_name}, plan",
             got=f"unreadable ({error})",
             expected=f"a plan as the Converter writes it, of version {PLAN_VERSION} or before",
-            remedy=_plan_remedy(metadata),
+            remedy=_plan_remedy(metadata, file_name),
         ) from error
     return plan
 
 
-def _plan_remedy(metadata: Mapping[str, str]) -> str:
+def _plan_remedy(metadata: Mapping[str, str], file_name: str) -> str:
     """A later release may have written it."""
-    said = header_record(metadata[HEADER_KEY], "").get("plan") if HEADER_KEY in metadata else None
+    damaged = "The file is damaged: convert or download it again."
+    try:
+        said = header_record(metadata[HEADER_KEY], file_name).get("plan")
+    except (KeyError, FileError):
+        return damaged
     if type(said) is int and said > PLAN_VERSION:
         return f"It was written by a later release, plan version {shown(said)}: update this node pack."
-    return "The file is damaged: convert or download it again."
+    return damaged
 
 
 def _require_sound(layer: LayerPlan) -> None:

@@ -124,7 +124,7 @@ def _codes_only(_scheme: Scheme, tensors: Tensors, _input_scale: torch.Tensor | 
 def _as_comfy(scheme: Scheme, tensors: Tensors, input_scale: torch.Tensor | None) -> Tensors:
     record = scheme.marker(full_precision=input_scale is None)
     if record is None:
-        return tensors
+        return dict(tensors)
     inputs = {} if input_scale is None else {INPUT_SCALE: input_scale}
     return {**tensors, **inputs, MARKER: comfy_marker(record)}
 
@@ -132,7 +132,8 @@ def _as_comfy(scheme: Scheme, tensors: Tensors, input_scale: torch.Tensor | None
 def _as_v2(scheme: Scheme, tensors: Tensors, input_scale: torch.Tensor | None) -> Tensors:
     if scheme.number_format != FLOAT8_E4M3FN.name:
         return _as_comfy(scheme, tensors, input_scale)
-    return {CODES: tensors[CODES], V2_SCALE: tensors[SCALE].reshape(-1)}
+    scale = {V2_SCALE: tensors[SCALE].reshape(-1)} if scheme.scaled else {}
+    return {CODES: tensors[CODES], **scale}
 
 
 _CAST, _SCALED = (Fp8Cast.name,), (Fp8.name, Fp8Channel.name)

@@ -15,12 +15,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import LayerError
-from ..files.checks import checked, count, label, parse_json, shown, text
+from ..files.checks import MAX_COUNT, MAX_TEXT, checked, count, label, parse_json, shown, text
 from ..quant.grid import FLOAT8_E4M3FN
 from ..quant.schemes.fp8 import Fp8, Fp8Cast, Fp8Channel
 from ..quant.schemes.scheme import CHANNEL, TENSOR, Scheme
@@ -216,18 +216,17 @@ def _layer_plan(record: dict[str, Any], granularity: str) -> LayerPlan:
             raise ValueError(f"a layer without {name}")
     if record["action"] not in ACTIONS:
         raise ValueError(f"action {shown(record['action'])}")
-    numbers = {text(name): value for name, value in record.items() if name not in _FIELDS}
     plan = LayerPlan(
         name=text(record["name"]),
         kind=text(record["kind"]),
         shape=tuple(map(count, checked(record["shape"], list))),
         action=record["action"],
         reason=label(record.get("reason", "")),
-        scheme=label(record.get("scheme", _scheme_before(record, granularity))),
+        scheme=label(record.get("scheme", "")) or _scheme_before(record, granularity),
         amax=_real(record.get("amax", 0.0)),
         input_amax=_real(record.get("input_amax", 0.0)),
     )
-    return plan.measured(**{name: _real(value) for name, value in numbers.items() if _is_number(name, value)})
+    return plan.measured(**dict(_measured(record)))
 
 
 def _scheme_before(record: Mapping[str, Any], granularity: str) -> str:
@@ -239,9 +238,17 @@ def _scheme_before(record: Mapping[str, Any], granularity: str) -> str:
     return Fp8Channel.name if granularity == CHANNEL else Fp8.name
 
 
-def _is_number(name: str, value: Any) -> bool:
-    """Whether a field of a record is a number that was measured; of a later release it may be anything."""
-    return value is not None and (name in NUMBERS or type(value) in (int, float))
+def _measured(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers in a record; what a later release says beside them may be anything, and only numbers are kept."""
+    for name, value in record.items():
+        if name in NUMBERS and value is not None:
+            yield name, _real(value)
+        elif name not in (*_FIELDS, *NUMBERS) and _is_number(value) and name.isprintable() and len(name) <= MAX_TEXT:
+            yield name, value
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_COUNT
 
 
 def _real(value: Any) -> float:

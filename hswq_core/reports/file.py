@@ -16,11 +16,11 @@ from ..files.tensor_header import DTYPE_NAMES
 from ..model.kinds import KINDS_BY_RANK
 from ..model.layer import layer_of, weight_key
 from ..plan.budget import choose_kept, kept_bytes, per_byte, size_with
-from ..plan.formats import format_named
+from ..plan.formats import FORMATS
 from ..plan.plan import KEEP, QUANTIZE, LayerPlan, Plan
 from ..quant.metrics import error_to_db
 from ..quant.schemes.scheme import CODES
-from ..quant.schemes.table import holds_codes, scheme_named
+from ..quant.schemes.table import holds_codes
 from .table import Row, markdown, megabytes
 
 CHANGE, SENSITIVITY = "change of the output, %", "sensitivity"
@@ -143,15 +143,15 @@ def _as_planned(info: TensorInfo, layer: LayerPlan) -> bool:
     if layer.action != QUANTIZE:
         return info.shape == layer.shape and not holds_codes(info.dtype)
     if layer.stored is None:
-        return True
+        return bool(layer.scheme)
     codes = layer.stored.described(layer.shape)[CODES]
     return info == TensorInfo(codes.dtype, tuple(codes.shape))
 
 
 def _code_bytes(plan: Plan, layer: LayerPlan) -> int:
     """Bytes of a layer's codes, those of the format's usual scheme if it was kept."""
-    kinds = format_named(plan.file_format).schemes
-    scheme = layer.stored or (scheme_named(kinds[layer.kind][0]) if layer.kind in kinds else None)
+    row = FORMATS.get(plan.file_format)  # a later release may have more formats and kinds
+    scheme = layer.stored or (row.usual(layer.kind) if row is not None and layer.kind in row.schemes else None)
     return math.prod(layer.shape) if scheme is None else scheme.code_bytes(layer.shape)
 
 

@@ -128,8 +128,12 @@ class Scheme(ABC):
     def nearest_tensors(self, w: torch.Tensor, amax: float | None = None) -> Tensors:
         """What a file holds of a weight rounded to nearest, see ``steps`` and ``tensors``."""
         steps = self.steps(w, amax)
-        codes = torch.cat([self.cast(self.into(*part)).flatten() for part in steps.pieces(w)])
-        return self.tensors(codes.reshape(w.shape), steps)
+        codes = torch.empty(w.shape, dtype=self.dtype, device=w.device)
+        flat, done = codes.flatten(), 0
+        for piece, own in steps.pieces(w):
+            flat[done : done + piece.numel()] = self.cast(self.into(piece, own)).flatten()
+            done += piece.numel()
+        return self.tensors(codes, steps)
 
     def tensors(self, codes: torch.Tensor, steps: Steps) -> Tensors:
         """What a file holds of these codes, in the weight's shape: {``CODES``: ..., ``SCALE``: ...}."""

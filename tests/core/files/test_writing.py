@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hswq.hswq_core.errors import FileError
-from hswq.hswq_core.files import atomic, writing
+from hswq.hswq_core.files import atomic, tensor_header, writing
 from hswq.hswq_core.files.checkpoint import FileSource, TensorInfo, read_header
 from hswq.hswq_core.files.tensor_header import DTYPE_NAMES, NAMED_DTYPES
 from hswq.hswq_core.files.writing import MAX_HEADER_BYTES, OutputTensor, _behind, build_header, write_checkpoint
@@ -137,12 +137,23 @@ def test_a_tensor_named_like_the_metadata_is_refused(metadata):
         build_header([output("__metadata__", torch.zeros(1))], metadata)
 
 
-def test_a_header_larger_than_the_library_reads_is_refused(monkeypatch):
-    assert MAX_HEADER_BYTES == 100_000_000
+def test_a_header_larger_than_this_pack_reads_is_refused(monkeypatch):
+    assert MAX_HEADER_BYTES == tensor_header.MAX_HEADER_BYTES == 2**24
+    assert MAX_HEADER_BYTES <= 100_000_000  # the limit of the safetensors library
     monkeypatch.setattr(writing, "MAX_HEADER_BYTES", 1000)
     build_header([], {"a": "x" * 900})
     with pytest.raises(FileError, match="header"):
         build_header([], {"a": "x" * 1000})
+
+
+def test_the_largest_header_that_is_written_is_read_again(tmp_path):
+    beside = len(build_header([], {"a": "x" * 1000})) - 8 - 1000
+    largest = {"a": "x" * (MAX_HEADER_BYTES - beside)}
+    write_checkpoint(tmp_path / "f", [], largest, progress=no_progress)
+    assert dict(FileSource(tmp_path / "f").metadata) == largest
+    with pytest.raises(FileError, match=rf"header.*at most {MAX_HEADER_BYTES:,}, which is what this pack reads"):
+        write_checkpoint(tmp_path / "g", [], {"a": largest["a"] + "x" * 8}, progress=no_progress)
+    assert names(tmp_path) == ["f"]
 
 
 # Writing
