@@ -243,7 +243,9 @@ def _measured(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in record.items():
         if name in NUMBERS and value is not None:
             yield name, _real(value)
-        elif name not in (*_FIELDS, *NUMBERS) and _is_number(value) and name.isprintable() and len(name) <= MAX_TEXT:
+        elif (
+            name not in (*_FIELDS, *NUMBERS) and _is_number(value) and name.isprintable() and 0 < len(name) <= MAX_TEXT
+        ):
             yield name, value
 
 
