@@ -243,14 +243,13 @@ def _measured(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in record.items():
         if name in NUMBERS and value is not None:
             yield name, _real(value)
-        elif (
-            name not in (*_FIELDS, *NUMBERS) and _is_number(value) and name.isprintable() and 0 < len(name) <= MAX_TEXT
-        ):
+        elif name not in (*_FIELDS, *NUMBERS) and _is_number(name, value):
             yield name, value
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= MAX_COUNT
+def _is_number(name: str, value: Any) -> bool:
+    named = name.isprintable() and 0 < len(name) <= MAX_TEXT
+    return named and type(value) in (int, float) and abs(value) <= MAX_COUNT
 
 
 def _real(value: Any) -> float:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -22,11 +22,14 @@ from ...hswq_core.calibration.observer import is_measured
 from ...hswq_core.calibration.states import AUTO, SCHEDULE, Sample, capture
 from ...hswq_core.errors import SessionError, SettingError
 from ...hswq_core.files.atomic import require_writable
+from ..comfyui.patchers import is_compiled
 from ..model import inspect_model, layer_modules
 from ..sessions.store import add_states
 from .record import HookSet, Recorder
 
-_COMPILE_KEY = "torch.compile"
+if TYPE_CHECKING:
+    from ..comfyui.types import ModelExecutor, ModelPatcher, SamplingExecutor
+
 # Arguments of ``apply_model`` after x and sigma, as ComfyUI hands them to its wrappers.
 _ARGUMENTS = ("c_concat", "c_crossattn", "control", "transformer_options")
 # What of transformer_options belongs to a call; the rest are patches, which the MODEL brings along.
@@ -59,8 +62,15 @@ class Calibrator:
         self._calls_since_save = self._calls_in_run = 0
 
     def outer_sample(
-        self, executor: Any, noise: torch.Tensor, latent: Any, sampler: Any, sigmas: Any, *a: Any, **k: Any
-    ) -> Any:
+        self,
+        executor: SamplingExecutor,
+        noise: torch.Tensor,
+        latent: object,
+        sampler: object,
+        sigmas: torch.Tensor,
+        *a: object,
+        **k: object,
+    ) -> object:
         """OUTER_SAMPLE wrapper: one sampling run."""
         refuse_compiled(executor.class_obj.model_patcher)
         with self._lock:
@@ -73,7 +83,7 @@ class Calibrator:
                 self._running -= 1
                 self._close_run(images=int(noise.shape[0]), steps=max(len(sigmas) - 1, 0))
 
-    def apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply_model(self, executor: ModelExecutor, *args: object, **kwargs: object) -> object:
         """APPLY_MODEL wrapper: one call of the diffusion model."""
         if not self._running:  # a guider may run this model outside of its own sampling run
             return executor(*args, **kwargs)
@@ -148,7 +158,7 @@ class Calibrator:
             self._sample = self._sample.emptied(kept.ceiling)
 
 
-def call_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def call_arguments(args: tuple[object, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """One flat dict of what ``apply_model`` was called with: x, sigma, conditions, and a call's own options."""
     x, sigma, *rest = args
     named = {**dict(zip(_ARGUMENTS, rest, strict=False)), **kwargs}
@@ -161,12 +171,9 @@ def wrapper_key(path: Path) -> str:
     return f"hswq:{path}"
 
 
-def refuse_compiled(patcher: Any) -> None:
+def refuse_compiled(patcher: ModelPatcher) -> None:
     """Raise SettingError for a torch.compile'd model: compiled parts do not run the hooks."""
-    wrappers = patcher.wrappers.get(WrappersMP.APPLY_MODEL, {})
-    options = patcher.model_options
-    in_options = options.get("transformer_options", {}).get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
-    if _COMPILE_KEY in wrappers or _COMPILE_KEY in in_options or "torch_compile_kwargs" in options:
+    if is_compiled(patcher):
         raise SettingError(
             "HSWQ Calibration, model",
             got="a model compiled with torch.compile",
@@ -176,13 +183,13 @@ def refuse_compiled(patcher: Any) -> None:
 
 
 def calibrated(
-    model: Any,
+    model: ModelPatcher,
     path: Path,
     save_every: int,
     report: Callable[[str], None],
     states: int = AUTO,
     measure_every: int = 1,
-) -> Any:
+) -> ModelPatcher:
     """A clone of ``model`` whose sampling runs are recorded in the session at ``path``.
 
     Args:
@@ -208,7 +215,7 @@ def calibrated(
     return clone
 
 
-def require_recorded(model: Any, path: Path) -> None:
+def require_recorded(model: ModelPatcher, path: Path) -> None:
     """Raise SessionError if ``model`` comes from a Calibration node that has not seen it draw anything yet.
 
     Args:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,8 +14,12 @@ from ...hswq_core.calibration.exclusive import PATIENCE
 from ...hswq_core.calibration.observer import LastInput, LayerObserver
 from ...hswq_core.errors import HSWQError
 from ...hswq_core.model.kinds import kind_of
+from ..comfyui.layers import weight_of
 from ..model import ModelInfo
 from ..sessions.store import add_to_session, new_session, open_session
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +35,10 @@ class HookSet:
         self.watching = True
         self.observers: dict[str, LayerObserver] = {}
         self._last = LastInput()
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
         for name, module in modules.items():
             kind = kind_of(module)
-            observer = LayerObserver(name, kind.name, tuple(module.weight.shape), kind.channels(module), self._last)
+            observer = LayerObserver(name, kind.name, tuple(weight_of(module).shape), kind.channels(module), self._last)
             self.observers[name] = observer
             # Inputs before the forward: ComfyUI's FP8 matmul clamps its input in place.
             self._handles.append(module.register_forward_pre_hook(self._input_hook(observer)))
@@ -50,15 +54,15 @@ class HookSet:
         while self._handles:
             self._handles.pop().remove()
 
-    def _input_hook(self, observer: LayerObserver) -> Callable[[Any, tuple[Any, ...]], None]:
-        def hook(_module: Any, args: tuple[Any, ...]) -> None:
+    def _input_hook(self, observer: LayerObserver) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             if self.watching:
                 observer.see_input(args[0])
 
         return hook
 
-    def _output_hook(self, observer: LayerObserver) -> Callable[[Any, Any, Any], None]:
-        def hook(_module: Any, _args: Any, output: Any) -> None:
+    def _output_hook(self, observer: LayerObserver) -> Callable[[torch.nn.Module, object, torch.Tensor], None]:
+        def hook(_module: torch.nn.Module, _args: object, output: torch.Tensor) -> None:
             if self.watching:
                 observer.see_output(output)
 
@@ -87,7 +91,8 @@ class Recorder:
         self.path, self.info = path, info
         self.part = new_session(info)
         found = open_session(path, info) if path.exists() else None
-        self.calls, self.saved = (found.calls, found.updated) if found else (0, None)
+        self.calls = found.calls if found else 0
+        self.saved: float | None = found.updated if found else None
         self._failed = False
 
     @property

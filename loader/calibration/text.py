@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ...hswq_core.errors import LayerError
 from ...hswq_core.files.atomic import require_writable
+from ..comfyui.layers import weight_of
 from ..model import ModelInfo, inspect_layers, is_eight_bit, layer_modules
 from .record import HookSet, Recorder
+
+if TYPE_CHECKING:
+    from ..comfyui.types import CLIP
 
 ENCODE = "encode_token_weights"
 # ComfyUI makes it where a file has none.
@@ -34,7 +38,7 @@ class TextCalibrator:
 
     def __init__(
         self,
-        inner: Callable[..., Any],
+        inner: Callable[..., object],
         path: Path,
         encoders: dict[str, tuple[dict[str, torch.nn.Module], ModelInfo]],
         report: Callable[[str], None],
@@ -44,7 +48,7 @@ class TextCalibrator:
         self._records = {name: Recorder(encoder_path(path, name), info) for name, (_, info) in encoders.items()}
         self._lock = threading.Lock()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Encode a prompt."""
         with self._lock:
             hooks = {name: HookSet(modules) for name, modules in self._layers.items()}
@@ -75,7 +79,7 @@ def encoder_path(path: Path, encoder: str) -> Path:
     return path.with_name(f"{path.stem}_{encoder}.pt")
 
 
-def calibrated_clip(clip: Any, path: Path, report: Callable[[str], None]) -> Any:
+def calibrated_clip(clip: CLIP, path: Path, report: Callable[[str], None]) -> CLIP:
     """A clone of ``clip`` whose encoding of prompts is recorded, the quantized encoders of it left out.
 
     Raises:
@@ -107,5 +111,5 @@ def _encoders(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, torch.nn.
         transformer = getattr(child, "transformer", None)
         if isinstance(transformer, torch.nn.Module):
             modules = {key: m for key, m in layer_modules(transformer).items() if key != NOT_IN_EVERY_FILE}
-            if modules and not any(is_eight_bit(module.weight) for module in modules.values()):
+            if modules and not any(is_eight_bit(weight_of(module)) for module in modules.values()):
                 yield name, modules

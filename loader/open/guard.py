@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import folder_paths
 
@@ -32,14 +31,16 @@ STOCK = {
 CACHED = 256
 
 
-def warnings(prompt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def warnings(prompt: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(node id, text) for every stock loader of an API-format prompt that would misread its file."""
     for node_id, node in prompt.items():
-        kind = node.get("class_type") if isinstance(node, Mapping) else None
-        if kind not in STOCK or not isinstance(node.get("inputs"), Mapping):
+        if not isinstance(node, Mapping):
+            continue
+        kind, inputs = node.get("class_type"), node.get("inputs")
+        if kind not in STOCK or not isinstance(inputs, Mapping):
             continue
         widget, folder, instead = STOCK[kind]
-        name = node["inputs"].get(widget)
+        name = inputs.get(widget)
         if isinstance(name, str) and _misread(folder, name):
             # The node shows two lines of it: the remedy comes first.
             yield str(node_id), f"Use {instead}: this loader misreads V2 files as noise ({name})."
@@ -63,10 +64,10 @@ def _only_ours(path: Path, _stamp: Stamp) -> bool:
     return any(f"{key.removesuffix(WEIGHT)}.{suffix}" in entries for key in codes for suffix in V2_SCALES)
 
 
-def watcher(show: Callable[[str, str], None]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def watcher(show: Callable[[str, str], None]) -> Callable[[dict[str, object]], dict[str, object]]:
     """A handler for ``PromptServer.add_on_prompt_handler``: warns in the log, and by ``show`` (text, node id)."""
 
-    def on_prompt(data: dict[str, Any]) -> dict[str, Any]:
+    def on_prompt(data: dict[str, object]) -> dict[str, object]:
         prompt = data.get("prompt")
         for node_id, text in warnings(prompt if isinstance(prompt, Mapping) else {}):
             log.warning("HSWQ: %s", text)

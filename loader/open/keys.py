@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_detection
 import torch
@@ -16,20 +16,23 @@ from ...hswq_core.plan.formats import INPUT_SCALE, MARKER, SCALE_SUFFIXES, forma
 from ...hswq_core.quant.grid import FLOAT8_E4M3FN
 from ...hswq_core.quant.schemes.scheme import SCALE
 
+if TYPE_CHECKING:
+    from ..comfyui.types import StateDict
+
 INPUT_SCALE_SUFFIXES = (INPUT_SCALE, "scale_input")
 LEGACY_MARKER = "scaled_fp8"
 REMEDY = "The file is damaged or of another kind: convert or download it again, or try a stock loader."
 
 
-def key_prefix(state: Mapping[str, Any]) -> str:
+def key_prefix(state: Mapping[str, object]) -> str:
     """Prefix of the diffusion model's keys in a file or state dict, "" if it has none."""
     prefix: str = comfy.model_detection.unet_prefix_from_state_dict(dict(state))
     return prefix if any(key.startswith(prefix) for key in state) else ""
 
 
 def normalize_keys(
-    state: dict[str, Any], prefix: str, file_name: str, metadata: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+    state: StateDict, prefix: str, file_name: str, metadata: Mapping[str, str] | None = None
+) -> StateDict:
     """A state dict in which an FP8 layer X under ``prefix`` has ``X.weight`` and at most two scales beside it.
 
     ``X.weight_scale``, 1 if absent; ``X.input_scale`` only where the file lets a loader cast the inputs too.
@@ -60,7 +63,7 @@ class _File:
         scales: every scale met so far, by its key in the file.
     """
 
-    state: dict[str, Any]
+    state: StateDict
     prefix: str
     name: str
     declared: str | None
@@ -127,7 +130,7 @@ class _File:
             return None
         if len(found) > 1:
             raise self._bad(found[1], f"a second scale beside {found[0]}", "one scale for each layer")
-        scale: torch.Tensor = self.state.pop(found[0])
+        scale = self.state.pop(found[0])
         if scale.numel() not in sizes:
             raise self._bad(found[0], f"shape {tuple(scale.shape)}", f"{' or '.join(map(str, sizes))} values")
         self.scales[found[0]] = scale

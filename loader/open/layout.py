@@ -8,7 +8,7 @@ name alone, hence one name for each granularity.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import comfy.float
 import torch
@@ -16,26 +16,34 @@ from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor, get_layout_class, regi
 from comfy_kitchen.tensor.base import BaseLayoutParams, QuantizedLayout
 
 from ...hswq_core.quant.grid import FLOAT8_E4M3FN, by_channel, largest_of_channels
+from ..comfyui.tensors import codes_of, scale_of
+
+if TYPE_CHECKING:
+    from ..comfyui.types import StateDict
 
 LAYOUT = "HSWQFloat8Layout"
 LAYOUT_PER_CHANNEL = "HSWQFloat8ChannelLayout"
-STOCK_LAYOUT: str = QUANT_ALGOS[FLOAT8_E4M3FN.name]["comfy_tensor_layout"]
+STOCK_LAYOUT = str(QUANT_ALGOS[FLOAT8_E4M3FN.name]["comfy_tensor_layout"])
 
 
-class HSWQFloat8Layout(QuantizedLayout):  # type: ignore[misc]
+class HSWQFloat8Layout(QuantizedLayout):
     """codes · scale; scale float32 [] or, per channel, [out, 1...]."""
 
     MIN_SM_VERSION = None
     PER_CHANNEL = False
 
     @dataclass(frozen=True)
-    class Params(BaseLayoutParams):  # type: ignore[misc]
+    class Params(BaseLayoutParams):
         """scale, orig_dtype, orig_shape."""
 
     @classmethod
     def quantize(
-        cls, tensor: torch.Tensor, scale: Any = None, stochastic_rounding: int = 0, **_: Any
-    ) -> tuple[torch.Tensor, Any]:
+        cls,
+        tensor: torch.Tensor,
+        scale: torch.Tensor | str | None = None,
+        stochastic_rounding: int = 0,
+        **_: object,
+    ) -> tuple[torch.Tensor, Params]:
         """Quantize a patched weight anew; a ``scale`` that is no tensor ("recalculate") means amax / 448."""
         weight = tensor.to(torch.float32)
         if not isinstance(scale, torch.Tensor):
@@ -52,17 +60,17 @@ class HSWQFloat8Layout(QuantizedLayout):  # type: ignore[misc]
         return largest_of_channels(weight) if cls.PER_CHANNEL else weight.abs().amax()
 
     @classmethod
-    def dequantize(cls, qdata: torch.Tensor, params: Any) -> torch.Tensor:
+    def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
         """codes · scale in float32, rounded once to the dtype the model computes in."""
         return FLOAT8_E4M3FN.dequantize(qdata, params.scale, params.orig_dtype)
 
     @classmethod
-    def get_plain_tensors(cls, qtensor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(codes, scale)."""
-        return qtensor._qdata, qtensor._params.scale
+        return codes_of(qtensor), scale_of(qtensor)
 
     @classmethod
-    def state_dict_tensors(cls, qdata: torch.Tensor, params: Any) -> dict[str, torch.Tensor]:
+    def state_dict_tensors(cls, qdata: torch.Tensor, params: Params) -> StateDict:
         """Suffixes after ``X.weight``."""
         return {"": qdata, "_scale": params.scale}
 
@@ -77,7 +85,7 @@ register_layout_class(LAYOUT, HSWQFloat8Layout)
 register_layout_class(LAYOUT_PER_CHANNEL, HSWQFloat8ChannelLayout)
 
 
-def quantized_weight(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[Any, str]:
+def quantized_weight(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[QuantizedTensor, str]:
     """A QuantizedTensor and its layout's name.
 
     Args:
@@ -93,7 +101,9 @@ def quantized_weight(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtyp
     return QuantizedTensor(codes, name, params), name
 
 
-def multiply_float8(x: torch.Tensor, weight: Any, bias: torch.Tensor | None, input_scale: torch.Tensor) -> torch.Tensor:
+def multiply_float8(
+    x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None, input_scale: torch.Tensor
+) -> torch.Tensor:
     """x @ Wᵀ + bias with both factors in FP8, by the multiplication ComfyUI uses for its own FP8 layers.
 
     Args:
@@ -103,8 +113,8 @@ def multiply_float8(x: torch.Tensor, weight: Any, bias: torch.Tensor | None, inp
         input_scale: float32 []; x is cast at x / input_scale.
     """
     params = get_layout_class(STOCK_LAYOUT).Params(
-        scale=weight._params.scale, orig_dtype=x.dtype, orig_shape=tuple(weight.shape)
+        scale=scale_of(weight), orig_dtype=x.dtype, orig_shape=tuple(weight.shape)
     )
     rows = QuantizedTensor.from_float(x.reshape(-1, x.shape[-1]), STOCK_LAYOUT, scale=input_scale)
-    output = torch.nn.functional.linear(rows, QuantizedTensor(weight._qdata, STOCK_LAYOUT, params), bias)
+    output = torch.nn.functional.linear(rows, QuantizedTensor(codes_of(weight), STOCK_LAYOUT, params), bias)
     return output.reshape(*x.shape[:-1], weight.shape[0])

@@ -9,15 +9,28 @@ for weights it streams from RAM.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import comfy.lora
 import comfy.utils
 import torch
 from comfy.hooks import EnumHookMode
-from comfy.model_patcher import LowVramPatch
 from comfy.quant_ops import QuantizedTensor
-from comfy.weight_adapter import LoRAAdapter
+
+from ..comfyui.adapters import factors_of, is_low_rank, is_lowvram_patch
+from ..comfyui.layers import (
+    drop_lowvram_function,
+    is_loaded,
+    set_weight_functions,
+    weight_functions,
+    weight_of,
+)
+from ..comfyui.patchers import PatcherBase, count_as_loaded, mixed
+
+if TYPE_CHECKING:
+    from comfy.weight_adapter import LoRAAdapter
+
+    from ..comfyui.types import ModelPatcher, Patch, StateDict, WeightFunction
 
 from ...hswq_core.model.layer import WEIGHT
 
@@ -33,7 +46,7 @@ class ExactPatch:
         patches: ComfyUI's patches of that key, (strength, value, strength of the model, offset, function) each.
     """
 
-    def __init__(self, key: str, patches: list[tuple[Any, ...]]) -> None:
+    def __init__(self, key: str, patches: list[Patch]) -> None:
         self.key = key
         self.source = patches
         self._patches = patches
@@ -56,17 +69,15 @@ class ExactPatch:
         return sum(sizes)
 
 
-def _is_low_rank(patch: tuple[Any, ...]) -> bool:
-    """Whether a patch is up @ down and nothing else: no DoRA, no CP factor, no other shape, no part of the weight."""
+def _is_low_rank(patch: Patch) -> bool:
+    """Whether a patch adds up @ down to the whole weight and does nothing else."""
     _, value, strength_model, offset, function = patch
-    if not isinstance(value, LoRAAdapter) or offset is not None or function is not None or strength_model != 1.0:
-        return False
-    return not any(part is not None for part in value.weights[3:])
+    return is_low_rank(value) and offset is None and function is None and strength_model == 1.0
 
 
 def _add_low_rank(weight: torch.Tensor, strength: float, adapter: LoRAAdapter) -> None:
     """weight += strength · alpha / rank · up @ down in one pass; ComfyUI's own formula takes four."""
-    up, down, alpha = adapter.weights[:3]
+    up, down, alpha = factors_of(adapter)
     scale = strength if alpha is None else strength * alpha / down.shape[0]
     up, down = (part.to(weight.device, weight.dtype).flatten(1) for part in (up, down))
     weight.flatten(1).addmm_(up, down, alpha=scale)
@@ -86,19 +97,14 @@ def _moved(value: Any, device: torch.device | None, sizes: list[int]) -> Any:
     return value
 
 
-class Float8Patcher:
+class Float8Patcher(PatcherBase):
     """Mixed into a ModelPatcher class: what every model of HSWQ Loader needs beyond the stock one.
 
     Attributes:
         mixin: this class or the one below, whichever was mixed in.
     """
 
-    mixin: type
-    model: Any
-    patches: dict[str, list[tuple[Any, ...]]]
-    backup: dict[str, Any]
-    hook_backup: dict[str, tuple[Any, torch.device]]
-    load_device: torch.device
+    mixin: type[Float8Patcher]
 
     @property
     def hook_mode(self) -> EnumHookMode:
@@ -115,14 +121,14 @@ class Float8Patcher:
     def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
         """Restore FP8 weights whole: ComfyUI copies the codes into the patched tensor, whose scale would stay."""
         held = {key: backup for key, backup in self.hook_backup.items() if isinstance(backup[0], QuantizedTensor)}
-        super().unpatch_hooks(whitelist_keys_set)  # type: ignore[misc]
+        super().unpatch_hooks(whitelist_keys_set)
         for key in held.keys() - self.hook_backup.keys():
             weight, device = held[key]
             comfy.utils.set_attr_param(self.model, key, weight.to(device))
 
-    def clone(self, *args: Any, **kwargs: Any) -> Any:
+    def clone(self, *args: Any, **kwargs: Any) -> ModelPatcher:
         """Clones stay of this kind, also where ComfyUI makes a plain ModelPatcher of a dynamic one."""
-        return _mixed(super().clone(*args, **kwargs), self.mixin)  # type: ignore[misc]
+        return _mixed(super().clone(*args, **kwargs), self.mixin)
 
 
 class ExactLora(Float8Patcher):
@@ -132,46 +138,46 @@ class ExactLora(Float8Patcher):
     merged and rounded to FP8 ComfyUI's way.
     """
 
-    def patch_weight_to_device(
+    def patch_weight_to_device(  # type: ignore[override] # force_cast is not in every ComfyUI
         self,
         key: str,
         device_to: torch.device | None = None,
         inplace_update: bool = False,
         return_weight: bool = False,
         **rest: Any,
-    ) -> Any:
+    ) -> torch.Tensor | None:
         """Nothing for a weight that is patched at each call."""
         if not (return_weight or rest.get("force_cast")) and self._is_exact(key):
             return None
-        return super().patch_weight_to_device(key, device_to, inplace_update, return_weight, **rest)  # type: ignore[misc]
+        return super().patch_weight_to_device(key, device_to, inplace_update, return_weight, **rest)
 
     def load(self, device_to: torch.device | None = None, *args: Any, **kwargs: Any) -> None:
         """Load, then attach what is added at each call."""
-        super().load(device_to, *args, **kwargs)  # type: ignore[misc]
+        super().load(device_to, *args, **kwargs)
         self._attach()
 
-    def partially_unload(self, *args: Any, **kwargs: Any) -> Any:
+    def partially_unload(self, *args: Any, **kwargs: Any) -> int:
         """Unload some; ComfyUI appends its own patch to what it unloads, which must not come twice."""
-        freed = super().partially_unload(*args, **kwargs)  # type: ignore[misc]
+        freed = super().partially_unload(*args, **kwargs)
         self._attach()
         return freed
 
-    def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> Any:
+    def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> None:
         """Take the patches off, too, whichever clone has attached them."""
         if unpatch_weights:
             for module in self.model.modules():
-                if any(isinstance(function, ExactPatch) for function in getattr(module, "weight_function", ())):
-                    module.weight_function = _others(module)
-        return super().unpatch_model(device_to, unpatch_weights)  # type: ignore[misc]
+                if any(isinstance(function, ExactPatch) for function in weight_functions(module)):
+                    set_weight_functions(module, _others(module))
+        return super().unpatch_model(device_to, unpatch_weights)
 
-    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> StateDict:
         """For Save nodes: resident weights with their LoRAs, rounded to FP8; others ComfyUI patches one by one."""
-        held = {key: self._module(key).weight for key in self.patches if self._is_resident(key)}
+        held = {key: weight_of(self._module(key)) for key in self.patches if self._is_resident(key)}
         try:
             for key in held:
-                patched = self.patch_weight_to_device(key, self.load_device, return_weight=True)
+                patched = cast(torch.Tensor, self.patch_weight_to_device(key, self.load_device, return_weight=True))
                 self._module(key).weight = torch.nn.Parameter(patched, requires_grad=False)
-            return super().state_dict_for_saving(*args, **kwargs)  # type: ignore[misc]
+            return super().state_dict_for_saving(*args, **kwargs)
         finally:
             for key, weight in held.items():
                 self._module(key).weight = weight
@@ -182,13 +188,12 @@ class ExactLora(Float8Patcher):
             if not self._is_exact(key) or key in self.backup:
                 continue
             module = self._module(key)
-            known = [f for f in module.weight_function if isinstance(f, ExactPatch) and f.source is patches]
+            known = [f for f in weight_functions(module) if isinstance(f, ExactPatch) and f.source is patches]
             if not known:
                 known = [ExactPatch(key, patches)]
-                self.model.model_loaded_weight_memory += known[0].move_to(self.load_device)
-            module.weight_function = [known[0], *_others(module)]
-            if getattr(module, "weight_lowvram_function", None) is not None:
-                module.weight_lowvram_function = None  # dynamic VRAM would round to FP8 behind it
+                count_as_loaded(self, known[0].move_to(self.load_device))
+            set_weight_functions(module, [known[0], *_others(module)])
+            drop_lowvram_function(module)  # dynamic VRAM would round to FP8 behind it
 
     def _is_exact(self, key: str) -> bool:
         """Whether ``key`` is an FP8 weight of ours whose patches are all changes of its own."""
@@ -198,33 +203,26 @@ class ExactLora(Float8Patcher):
         return getattr(self._module(key), "layout_type", None) is not None
 
     def _is_resident(self, key: str) -> bool:
-        return self._is_exact(key) and getattr(self._module(key), "comfy_patched_weights", False)
+        return self._is_exact(key) and is_loaded(self._module(key))
 
-    def _module(self, key: str) -> Any:
+    def _module(self, key: str) -> torch.nn.Module:
         return comfy.utils.get_attr(self.model, key[: -len(WEIGHT)])
 
 
-def _is_model(value: Any) -> bool:
+def _is_model(value: object) -> bool:
     """Whether a patch holds another model's weight: merging nodes give a list, "model as LoRA" says so."""
     return isinstance(value, list) or (isinstance(value, tuple) and value[0] == "model_as_lora")
 
 
-def _others(module: Any) -> list[Any]:
+def _others(module: torch.nn.Module) -> list[WeightFunction]:
     """A layer's weight functions that are no LoRA."""
-    return [function for function in module.weight_function if not isinstance(function, ExactPatch | LowVramPatch)]
+    return [f for f in weight_functions(module) if not isinstance(f, ExactPatch) and not is_lowvram_patch(f)]
 
 
-def with_lora_mode(patcher: Any, mode: str) -> Any:
+def with_lora_mode(patcher: ModelPatcher, mode: str) -> ModelPatcher:
     """The same MODEL with LoRAs added as ``mode`` says, one of ``LORA_MODES``; so are those of its clones."""
     return _mixed(patcher, ExactLora if mode == EXACT else Float8Patcher)
 
 
-_classes: dict[tuple[type, type], type] = {}
-
-
-def _mixed(patcher: Any, mixin: type) -> Any:
-    kind = type(patcher)
-    if not issubclass(kind, Float8Patcher):
-        name = f"{mixin.__name__}{kind.__name__}"
-        patcher.__class__ = _classes.setdefault((mixin, kind), type(name, (mixin, kind), {"mixin": mixin}))
-    return patcher
+def _mixed(patcher: ModelPatcher, mixin: type[Float8Patcher]) -> ModelPatcher:
+    return patcher if isinstance(patcher, Float8Patcher) else mixed(patcher, mixin)

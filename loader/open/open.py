@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import comfy.model_detection
 import comfy.model_management
@@ -20,17 +20,25 @@ from ...hswq_core.files.tensor_header import read_records
 from ...hswq_core.model.layer import weight_key
 from ...hswq_core.quant.grid import FLOAT8_E4M3FN
 from ...hswq_core.quant.schemes.scheme import SCALE
+from ..comfyui.patchers import reopened_by
 from ..stamp import Stamp
 from .keys import key_prefix, normalize_keys
 from .lora import with_lora_mode
-from .ops import float8_operations
+from .ops import Float8Operations, float8_operations
 from .options import AUTO, DTYPES, Opening
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..comfyui.types import CLIP, VAE, ModelPatcher, StateDict
 
 log = logging.getLogger(__name__)
 SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
 
-def open_checkpoint(path: Path, opening: Opening, embedding_directory: Any = None) -> tuple[Any, Any, Any]:
+def open_checkpoint(
+    path: Path, opening: Opening, embedding_directory: Sequence[str] | None = None
+) -> tuple[ModelPatcher, CLIP | None, VAE | None]:
     """(MODEL, CLIP, VAE) of a checkpoint; text encoder and VAE load as in the stock loader.
 
     Raises:
@@ -47,7 +55,7 @@ def open_checkpoint(path: Path, opening: Opening, embedding_directory: Any = Non
     return file.finished(model, opening, (reload_checkpoint, stamp)), clip, vae
 
 
-def reload_checkpoint(path: str, opening: Opening, stamp: Stamp, disable_dynamic: bool = False) -> Any:
+def reload_checkpoint(path: str, opening: Opening, stamp: Stamp, disable_dynamic: bool = False) -> ModelPatcher:
     """The MODEL of a checkpoint once more: ComfyUI asks for it for torch.compile, hooks and several GPUs."""
     stamp.require(Path(path))
     file = _prepared(Path(path), opening)
@@ -62,7 +70,7 @@ def reload_checkpoint(path: str, opening: Opening, stamp: Stamp, disable_dynamic
     return file.finished(model, opening, (reload_checkpoint, stamp))
 
 
-def open_diffusion_model(path: Path, opening: Opening) -> Any:
+def open_diffusion_model(path: Path, opening: Opening) -> ModelPatcher:
     """MODEL of a diffusion model file (or of the diffusion model in a checkpoint).
 
     Raises:
@@ -71,7 +79,7 @@ def open_diffusion_model(path: Path, opening: Opening) -> Any:
     return reload_diffusion_model(str(path), opening, Stamp.of(path))
 
 
-def reload_diffusion_model(path: str, opening: Opening, stamp: Stamp, disable_dynamic: bool = False) -> Any:
+def reload_diffusion_model(path: str, opening: Opening, stamp: Stamp, disable_dynamic: bool = False) -> ModelPatcher:
     """The MODEL of a diffusion model file, as long as that is the file of ``stamp``."""
     stamp.require(Path(path))
     file = _prepared(Path(path), opening)
@@ -81,7 +89,7 @@ def reload_diffusion_model(path: str, opening: Opening, stamp: Stamp, disable_dy
     return file.finished(model, opening, (reload_diffusion_model, stamp))
 
 
-def operations_for(state: dict[str, Any], prefix: str, opening: Opening) -> tuple[Any, torch.dtype]:
+def operations_for(state: StateDict, prefix: str, opening: Opening) -> tuple[type[Float8Operations], torch.dtype]:
     """(operations class, storage dtype of the layers that are not FP8: the file's own most frequent 16-bit type)."""
     sizes: Counter[torch.dtype] = Counter()
     for key, tensor in state.items():
@@ -93,10 +101,17 @@ def operations_for(state: dict[str, Any], prefix: str, opening: Opening) -> tupl
     return float8_operations(storage, multiply=multiply), storage
 
 
-def _preferred(state: dict[str, Any], prefix: str) -> torch.dtype:
+def _preferred(state: StateDict, prefix: str) -> torch.dtype:
     """What ComfyUI computes the model in, for a file without any 16-bit tensor."""
     config = comfy.model_detection.model_config_from_unet(state, prefix)
     return config.supported_inference_dtypes[0] if config else torch.float16
+
+
+class Options(TypedDict):
+    """ComfyUI's model options, those that the loader sets."""
+
+    custom_operations: type[Float8Operations]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -110,24 +125,26 @@ class _Prepared:
     """
 
     path: Path
-    state: dict[str, Any]
-    metadata: Any
+    state: StateDict
+    metadata: dict[str, str] | None
     scaled: list[str]
-    options: dict[str, Any]
+    options: Options
 
-    def finished(self, model: Any, opening: Opening, again: tuple[Any, Stamp]) -> Any:
+    def finished(
+        self, found: ModelPatcher | None, opening: Opening, again: tuple[Callable[..., ModelPatcher], Stamp]
+    ) -> ModelPatcher:
         """The opened MODEL with what its options ask for, able to be opened once more."""
-        self._require_scaled(model)
+        model = self._checked(found)
         reload, stamp = again
-        model.cached_patcher_init = (reload, (str(self.path), opening, stamp))
+        reopened_by(model, reload, str(self.path), opening, stamp)
         if opening.dequantize_dtype != AUTO:
             model.set_model_compute_dtype(DTYPES[opening.dequantize_dtype])
         loaded = self.options["custom_operations"].loaded
         log.info("HSWQ: %s: %d layers in FP8, %d in 16 bits", self.path.name, loaded.float8, loaded.plain)
         return with_lora_mode(model, opening.lora)
 
-    def _require_scaled(self, model: Any) -> None:
-        """Every scale must have arrived: a weight without its scale draws a black picture."""
+    def _checked(self, model: ModelPatcher | None) -> ModelPatcher:
+        """The model, in which every scale must have arrived: a weight without its scale draws a black picture."""
         taken = self.options["custom_operations"].loaded.scaled
         if model is None or (not taken and self.scaled):
             raise FileError(
@@ -144,6 +161,7 @@ class _Prepared:
                 expected=f"{len(self.scaled)} scaled layers, of which {len(taken)} can be opened",
                 remedy="Convert the model with HSWQ Converter, which leaves such layers in 16 bits.",
             )
+        return model
 
 
 def _prepared(path: Path, opening: Opening) -> _Prepared:

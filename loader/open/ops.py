@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import comfy.float
 import comfy.ops
@@ -12,7 +12,14 @@ from comfy.quant_ops import QuantizedTensor
 
 from ...hswq_core.plan.formats import comfy_marker
 from ...hswq_core.quant.grid import FLOAT8_E4M3FN
+from ..comfyui.layers import LayerBase, changes_at_calls, is_cast_forced
+from ..comfyui.tensors import marked_as_parameter, scale_of
 from .layout import LAYOUT, multiply_float8, quantized_weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..comfyui.types import StateDict
 
 
 @dataclass
@@ -30,7 +37,13 @@ class Loaded:
     plain: int = 0
 
 
-class Float8Weight:
+class Float8Operations(Protocol):
+    """An operations class for ``model_options["custom_operations"]``."""
+
+    loaded: Loaded
+
+
+class Float8Weight(LayerBase):
     """Mixed into Linear and Conv2d: an FP8 weight becomes a QuantizedTensor, any other goes the stock way.
 
     State-dict keys of a quantized layer X: ``X.weight`` float8_e4m3fn, ``X.weight_scale`` float32 (one
@@ -50,9 +63,9 @@ class Float8Weight:
 
     def _load_from_state_dict(
         self,
-        state_dict: dict[str, Any],
+        state_dict: StateDict,
         prefix: str,
-        metadata: Any,
+        metadata: dict[str, Any],
         strict: bool,
         missing: list[str],
         unexpected: list[str],
@@ -64,7 +77,7 @@ class Float8Weight:
         weight = state_dict.get(f"{prefix}weight")
         if weight is None or weight.dtype != FLOAT8_E4M3FN.dtype:
             self.loaded.plain += 1
-            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)  # type: ignore[misc]
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
             return
         del state_dict[f"{prefix}weight"]
         self.loaded.float8 += 1
@@ -75,9 +88,8 @@ class Float8Weight:
         current = getattr(self, "weight", None)
         codes = weight if current is None else weight.to(current.device)
         tensor, self.layout_type = quantized_weight(codes, scale, self.dtype)
-        tensor._is_param = True  # a Parameter as it is: torch.nn.Parameter would copy it, a quarter of a layer's time
-        self.weight = tensor
-        torch.nn.Module._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors)  # type: ignore[arg-type]
+        self.weight = marked_as_parameter(tensor)
+        torch.nn.Module._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors)
         if f"{prefix}weight" in missing:
             missing.remove(f"{prefix}weight")
         if input_scale is not None:
@@ -87,15 +99,20 @@ class Float8Weight:
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", **kwargs: Any) -> Any:
         """comfy keys for a quantized layer, so that stock Save nodes write a file HSWQ Loader opens again."""
         if self.layout_type is None:
-            return super().state_dict(*args, destination=destination, prefix=prefix, **kwargs)  # type: ignore[misc]
+            return super().state_dict(*args, destination=destination, prefix=prefix, **kwargs)
         destination = {} if destination is None else destination
         if self.bias is not None:
             destination[f"{prefix}bias"] = self.bias
-        destination.update(self.weight.state_dict(f"{prefix}weight"))
+        destination.update(self._quantized.state_dict(f"{prefix}weight"))
         destination[f"{prefix}comfy_quant"] = self.comfy_quant
         if self._input_scale is not None:
             destination[f"{prefix}input_scale"] = self._input_scale
         return destination
+
+    @property
+    def _quantized(self) -> QuantizedTensor:
+        """``weight`` of a quantized layer."""
+        return cast(QuantizedTensor, self.weight)
 
     @property
     def _input_scale(self) -> torch.Tensor | None:
@@ -107,8 +124,7 @@ class Float8Weight:
         """Of a quantized layer: merging nodes look up every key of the state dict as an attribute."""
         if self.layout_type is None:
             raise AttributeError("weight_scale")
-        scale: torch.Tensor = self.weight._params.scale
-        return scale
+        return scale_of(self._quantized)
 
     @property
     def comfy_quant(self) -> torch.Tensor:
@@ -121,7 +137,7 @@ class Float8Weight:
     def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Dequantize, add what LoRAs add at each call, then the layer's own operation."""
         if self.layout_type is None:
-            return super().forward(input, *args, **kwargs)  # type: ignore[misc,no-any-return]
+            return super().forward(input, *args, **kwargs)
         comfy.ops.run_every_op()
         multiply = self._multiplies_float8()
         dtype = self.weight.dtype if multiply else input.dtype  # its own dtype leaves the weight as it is
@@ -137,14 +153,17 @@ class Float8Weight:
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return output
 
+    def _apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The layer's own operation."""
+        raise NotImplementedError
+
     def _multiplies_float8(self) -> bool:
         """As ComfyUI decides: LoRAs, a compute dtype that was asked for, or channels' own scales want the long way."""
         if not self.fast or self._input_scale is None or self.layout_type != LAYOUT:
             return False
-        patched = self.weight_function or self.bias_function or getattr(self, "weight_lowvram_function", None)
-        return not patched and not getattr(self, "comfy_force_cast_weights", False)
+        return not changes_at_calls(self) and not is_cast_forced(self)
 
-    def convert_weight(self, weight: Any, **_: Any) -> torch.Tensor:
+    def convert_weight(self, weight: torch.Tensor, **_: object) -> torch.Tensor:
         """ModelPatcher's hook before it patches a weight."""
         return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
 
@@ -154,8 +173,8 @@ class Float8Weight:
         inplace_update: bool = False,
         seed: int | None = None,
         return_weight: bool = False,
-        **_: Any,
-    ) -> Any:
+        **_: object,
+    ) -> torch.Tensor | None:
         """ModelPatcher's hook after it patched a weight.
 
         Quantized layers are requantized at amax / 448 with stochastic rounding, as the stock loader does; other
@@ -176,21 +195,21 @@ class Float8Weight:
             self.weight = torch.nn.Parameter(patched, requires_grad=False)
         return None
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Float8Weight:
         """Re-wrap parameters after ``fn``: a QuantizedTensor cannot be moved in place."""
         if self.layout_type is None:
-            return super()._apply(fn, recurse)  # type: ignore[misc]
-        for key, parameter in self._parameters.items():  # type: ignore[attr-defined]
+            return super()._apply(fn, recurse)
+        for key, parameter in self._parameters.items():
             if parameter is None:
                 continue
             moved = fn(parameter)
             if not torch.is_inference_mode_enabled() and moved.is_inference():
                 moved = moved.clone()
-            self.register_parameter(key, torch.nn.Parameter(moved, requires_grad=False))  # type: ignore[attr-defined]
+            self.register_parameter(key, torch.nn.Parameter(moved, requires_grad=False))
         return self
 
 
-def float8_operations(storage: torch.dtype, *, multiply: bool) -> Any:
+def float8_operations(storage: torch.dtype, *, multiply: bool) -> type[Float8Operations]:
     """An operations class for ``model_options["custom_operations"]``. Its ``loaded``: see ``Float8Weight``.
 
     Args:
@@ -199,16 +218,16 @@ def float8_operations(storage: torch.dtype, *, multiply: bool) -> Any:
     """
     counts = Loaded()
 
-    class HSWQOperations(comfy.ops.manual_cast):  # type: ignore[misc]
+    class HSWQOperations(comfy.ops.manual_cast):
         loaded = counts
 
-        class Linear(Float8Weight, comfy.ops.manual_cast.Linear):  # type: ignore[misc]
+        class Linear(Float8Weight, comfy.ops.manual_cast.Linear):
             dtype, fast, loaded = storage, multiply, counts
 
             def _apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
                 return torch.nn.functional.linear(x, weight, bias)
 
-        class Conv2d(Float8Weight, comfy.ops.manual_cast.Conv2d):  # type: ignore[misc]
+        class Conv2d(Float8Weight, comfy.ops.manual_cast.Conv2d):
             dtype, fast, loaded = storage, False, counts
 
             def _apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import comfy.model_detection
 import comfy.model_management
@@ -14,10 +14,14 @@ from ...hswq_core.errors import FileError
 from ...hswq_core.files.checkpoint import FileSource
 from ...hswq_core.plan.formats import FileFormat, usable
 from ...hswq_core.plan.plan import QUANTIZE, Plan
+from ..comfyui.layers import weight_of
 from ..model import is_quantized, layer_modules
 from .keys import key_prefix, normalize_keys
 from .open import operations_for
 from .options import Opening
+
+if TYPE_CHECKING:
+    from ..comfyui.types import BaseModel, StateDict
 
 SMALL_BYTES = 64 * 1024
 
@@ -40,12 +44,12 @@ def verify_file(path: Path, plan: Plan, file_format: FileFormat) -> None:
     for layer in plan.layers:
         if layer.action == QUANTIZE and layer.scaled:
             scale, input_scale = (state.get(f"{prefix}{layer.name}.{key}") for key in ("weight_scale", "input_scale"))
-            _require_scaled(path, layer.name, modules[layer.name].weight, scale)
+            _require_scaled(path, layer.name, weight_of(modules[layer.name]), scale)
             if layer.input_amax:
                 _require_usable(path, layer.name, "input scale", input_scale)
 
 
-def _skeleton(file: FileSource) -> dict[str, torch.Tensor]:
+def _skeleton(file: FileSource) -> StateDict:
     """The file's tensors, the large ones without their data: detection goes by names, shapes and dtypes."""
     return {
         key: file.read(key) if info.nbytes <= SMALL_BYTES else torch.empty(info.shape, dtype=info.dtype, device="meta")
@@ -58,7 +62,7 @@ def _dataless(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.uint8 else tensor.to("meta")
 
 
-def _on_meta(path: Path, state: dict[str, Any], prefix: str, metadata: Any, own: bool) -> Any:
+def _on_meta(path: Path, state: StateDict, prefix: str, metadata: dict[str, str], own: bool) -> BaseModel:
     config = comfy.model_detection.model_config_from_unet(state, prefix, metadata=metadata)
     if config is None:
         raise _refused(path, "a model ComfyUI does not recognize")
@@ -79,7 +83,7 @@ def _on_meta(path: Path, state: dict[str, Any], prefix: str, metadata: Any, own:
     return model
 
 
-def _require_scaled(path: Path, name: str, weight: Any, scale: torch.Tensor | None) -> None:
+def _require_scaled(path: Path, name: str, weight: torch.Tensor, scale: torch.Tensor | None) -> None:
     if not is_quantized(weight):
         raise _refused(path, f"layer {name} loaded without its scale")
     _require_usable(path, name, "scale", scale)

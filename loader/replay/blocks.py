@@ -24,7 +24,7 @@ def is_in(layer: str, block: str) -> bool:
 
 
 @contextmanager
-def answering(module: torch.nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
+def answering(module: torch.nn.Module, answer: Callable[[], object]) -> Iterator[None]:
     """``module`` gives what ``answer`` makes, whatever its arguments, instead of running."""
     own = module.__dict__.get("forward")
     module.forward = lambda *_args, **_kwargs: answer()
@@ -36,7 +36,7 @@ def answering(module: torch.nn.Module, answer: Callable[[], Any]) -> Iterator[No
             module.forward = own
 
 
-def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
+def tensors_in(tree: object) -> Iterator[torch.Tensor]:
     """Every tensor of an output or of arguments, in order."""
     if isinstance(tree, torch.Tensor):
         yield tree
@@ -45,7 +45,7 @@ def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(item)
 
 
-def mapped(make: Callable[[Any], Any], tree: Any, leaf: type | tuple[type, ...] = torch.Tensor) -> Any:
+def mapped(make: Callable[[Any], object], tree: object, leaf: type | tuple[type, ...] = torch.Tensor) -> object:
     """The same tuples and lists with ``make(item)`` for each item of type ``leaf``, all else as it is."""
     if isinstance(tree, leaf):
         return make(tree)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import comfy.model_management
 import torch
@@ -17,6 +17,9 @@ import torch
 from ...hswq_core.calibration.states import State
 from .blocks import answering, holding, is_in, mapped, tensors_in
 from .replay import Delta, Output, Replay, hooked, relative_change
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +40,16 @@ class _Recorder:
     """
 
     limit: float
-    given: dict[str, list[Any]] = field(default_factory=dict)
+    given: dict[str, list[object]] = field(default_factory=dict)
     order: list[list[str]] = field(default_factory=list)
     depth: int = 0
     size: int = 0
 
-    def enter(self, _module: Any, _args: Any) -> None:
+    def enter(self, _module: torch.nn.Module, _args: object) -> None:
         self.depth += 1
 
     def leave(self, name: str) -> Callable[..., None]:
-        def hook(_module: Any, _args: Any, output: Any) -> None:
+        def hook(_module: torch.nn.Module, _args: object, output: object) -> None:
             self.depth -= 1
             if self.depth:
                 return
@@ -90,7 +93,7 @@ class Prefix:
         with self._answering(self._before(name)):
             return self.replay.change(self.reference, {name: lambda: made})
 
-    def _recording(self) -> Iterator[Any]:
+    def _recording(self) -> Iterator[RemovableHandle]:
         for name, module in self.modules.items():
             yield module.register_forward_pre_hook(self._record.enter)
             yield module.register_forward_hook(self._record.leave(name))
@@ -127,7 +130,7 @@ class Prefix:
             yield
 
 
-def _in_turn(outputs: list[Any]) -> Callable[[], Any]:
+def _in_turn(outputs: list[object]) -> Callable[[], object]:
     """These outputs, one a call, each a copy: what comes behind a block may change its output in place."""
     left = iter(outputs)
     return lambda: mapped(torch.clone, next(left))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import comfy.model_management
 import torch
@@ -23,6 +23,13 @@ import torch
 from ...hswq_core.calibration.states import State
 from .blocks import answering, holding, is_in, mapped, tensors_in
 from .replay import Replay, hooked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.utils.hooks import RemovableHandle
+
+    from ..comfyui.types import ModelPatcher
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +64,8 @@ class _Kept:
     """
 
     front: str = ""
-    given: dict[int | str, Any] = field(default_factory=dict)
-    answers: dict[str, Any] = field(default_factory=dict)
+    given: dict[int | str, object] = field(default_factory=dict)
+    answers: dict[str, object] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -77,8 +84,8 @@ class Relay(Replay):
         """The same states on the same model."""
         return cls(replay.model, [state for batch in replay.batches for state in batch])
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, model: ModelPatcher, states: Sequence[State]) -> None:
+        super().__init__(model, states)
         self._blocks = holding(self.model.model.diffusion_model, self.modules)
         self._limit = MEMORY_SHARE * comfy.model_management.get_free_memory(CPU)
         self._kept = [BEGINNING] * len(self.batches)
@@ -142,7 +149,7 @@ class _Call:
         self.kept, self.inside, self.regular = BEGINNING, "", True
         self._depth = 0
         # Of each block that ran: its output, each tensor as (weak reference, what is kept in any case).
-        self._outputs: dict[str, Any] = {}
+        self._outputs: dict[str, object] = {}
 
     @contextmanager
     def followed(self, blocks: Mapping[str, torch.nn.Module]) -> Iterator[None]:
@@ -153,12 +160,14 @@ class _Call:
             stack.enter_context(hooked(self._hooks(blocks)))
             yield
 
-    def _hooks(self, blocks: Mapping[str, torch.nn.Module]) -> Iterator[Any]:
+    def _hooks(self, blocks: Mapping[str, torch.nn.Module]) -> Iterator[RemovableHandle]:
         for name, module in blocks.items():
             yield module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
             yield module.register_forward_hook(partial(self._leave, name))
 
-    def _enter(self, name: str, _module: Any, args: Any, kwargs: Any) -> Any:
+    def _enter(
+        self, name: str, _module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
         self._depth += 1
         if self._depth > 1:
             return None
@@ -170,19 +179,19 @@ class _Call:
             kwargs = {key: self._put(value, given.get(key)) for key, value in kwargs.items()}
         if name == self._front:
             outputs = {block: mapped(_Seen.now, output, _Seen) for block, output in self._outputs.items()}
-            given = {place: mapped(_to_cpu, value) for place, value in [*enumerate(args), *kwargs.items()]}
-            self.kept = _Kept(name, given, outputs)
+            places: list[tuple[int | str, object]] = [*enumerate(args), *kwargs.items()]
+            self.kept = _Kept(name, {place: mapped(_to_cpu, value) for place, value in places}, outputs)
         return args, kwargs
 
-    def _leave(self, name: str, _module: Any, _args: Any, output: Any) -> None:
+    def _leave(self, name: str, _module: torch.nn.Module, _args: object, output: object) -> None:
         self._depth -= 1
         if not self._depth:
             self._outputs[name] = mapped(_Seen, output)
 
-    def _answer(self, kept: Any) -> Any:
+    def _answer(self, kept: object) -> object:
         return mapped(partial(_back, device=self._device), kept, (torch.Tensor, _Gone))
 
-    def _put(self, value: Any, kept: Any) -> Any:
+    def _put(self, value: object, kept: object) -> object:
         """An argument with the tensors that are kept of it; what is no tensor is this call's own."""
         if isinstance(value, torch.Tensor) and isinstance(kept, torch.Tensor):
             return _back(kept, self._device)

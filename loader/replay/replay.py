@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import torch
@@ -19,6 +19,11 @@ import torch
 from ...hswq_core.calibration.states import SCHEDULE, State
 from ...hswq_core.model.kinds import kind_of
 from ..model import layer_modules
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from ..comfyui.types import ModelPatcher
 
 # Latent elements that run as one batch: one picture of 1024 x 1024 with 16 channels. Guess.
 BATCH_ELEMENTS = 2**18
@@ -60,7 +65,7 @@ class Replay:
         batches: the states of each call, in the order of ``run``.
     """
 
-    def __init__(self, model: Any, states: Sequence[State]) -> None:
+    def __init__(self, model: ModelPatcher, states: Sequence[State]) -> None:
         self.model = model
         self.modules = layer_modules(model.model.diffusion_model)
         self.batches = [list(group) for group in _batched(states)]
@@ -116,7 +121,7 @@ class Replay:
         """One of ``batches``; see ``watch``."""
 
         def hook(name: str) -> Callable[..., None]:
-            def seen(_module: Any, args: tuple[Any, ...]) -> None:
+            def seen(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
                 see[name](args[0])
                 if name == last:
                     raise _SeenAllError
@@ -142,12 +147,12 @@ class _SeenAllError(Exception):
     """The rest of a call is of no interest."""
 
 
-def _cancelling(_module: Any, _args: tuple[Any, ...]) -> None:
+def _cancelling(_module: torch.nn.Module, _args: object) -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 @contextmanager
-def hooked(handles: Iterable[Any]) -> Iterator[None]:
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Hooks, removed again; handles made while the context opens."""
     with ExitStack() as stack:
         for handle in handles:
@@ -163,7 +168,7 @@ def relative_change(found: Output, wanted: Output) -> torch.Tensor:
 
 
 def _adding(make: Callable[[], Delta]) -> Callable[..., torch.Tensor]:
-    def hook(module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         x, delta = args[0], make()
         apply = partial(kind_of(module).apply, module)
         bias = None if delta.bias is None else delta.bias.to(x.device, x.dtype)

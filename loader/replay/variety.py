@@ -12,20 +12,23 @@ signs flipped 53.5, tokens shuffled too 53.8, another prompt a step 53.9, both 5
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ...hswq_core.calibration.states import SCHEDULE, State
 from ...hswq_core.progress import Progress, Step
-from .replay import Replay
+from .replay import Output, Replay
+
+if TYPE_CHECKING:
+    from ..comfyui.types import ModelPatcher
 
 PICTURES, STEPS = 12, 8
 # Fewer channels are no embedding (a guidance scale, a size).
 LEAST_CHANNELS = 64
 
 
-def varied(model: Any, states: list[State], progress: Progress) -> list[list[State]]:
+def varied(model: ModelPatcher, states: list[State], progress: Progress) -> list[list[State]]:
     """For each of ``PICTURES`` pictures the states met while drawing it.
 
     A run of fewer than ``STEPS`` steps is repeated in as many; what ends in NaN is left out, and states without a
@@ -53,7 +56,7 @@ def varied(model: Any, states: list[State], progress: Progress) -> list[list[Sta
     return [picture for picture in pictures if all(state.tensors["x"].isfinite().all() for state in picture)]
 
 
-def _begun(model: Any, base: State, number: int, rng: torch.Generator) -> State:
+def _begun(model: ModelPatcher, base: State, number: int, rng: torch.Generator) -> State:
     """Pure noise, conditioning disguised; the key is the picture's number."""
     disguised = _disguised(base, rng)
     noise = torch.randn(base.tensors["x"].shape, generator=rng)
@@ -86,7 +89,7 @@ def _sigma(state: State, step: int) -> torch.Tensor:
     return schedule[round(step * (len(schedule) - 1) / _steps(state))].reshape(1).to(state.tensors["sigma"].dtype)
 
 
-def _moved(batch: list[State], out: Any, step: int, rng: torch.Generator) -> list[State]:
+def _moved(batch: list[State], out: Output, step: int, rng: torch.Generator) -> list[State]:
     """Euler's step, and another disguise for the next."""
     moved = []
     for i, state in enumerate(batch):
