@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
-from server import PromptServer
 
+from ..loader.comfyui.server import running_server
 from ..loader.open.guard import watcher
 from .calibration import HSWQCalibration
 from .compare import HSWQCompare
@@ -36,7 +36,7 @@ class HSWQExtension(ComfyExtension):
     async def on_load(self) -> None:
         """Answer the page's scripts, and watch what is queued for files that stock loaders would misread."""
         add_routes()
-        PromptServer.instance.add_on_prompt_handler(watcher(show_text))
+        running_server().add_on_prompt_handler(watcher(show_text))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
@@ -12,6 +12,9 @@ from ..loader.calibration.model import calibrated
 from ..loader.calibration.text import calibrated_clip
 from ..loader.sessions.store import path_of
 from .status import check_session_name, show_text
+
+if TYPE_CHECKING:
+    from ..loader.comfyui.types import CLIP, ModelPatcher
 
 DEFAULT_SESSION = "session_01"
 MEASURE_EVERY = 4
@@ -92,12 +95,12 @@ class HSWQCalibration(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
+        model: ModelPatcher,
         session: str,
         save_every: int,
         states: int = AUTO,
         measure_every: int = MEASURE_EVERY,
-        clip: Any = None,
+        clip: CLIP | None = None,
     ) -> io.NodeOutput:
         """Wrap a clone of the model, and of the text encoder."""
         report, path = partial(show_text, node_id=cls.hidden.unique_id), path_of(session)

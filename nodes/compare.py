@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from comfy_api.latest import io, ui
 
 from ..figures.compare import compare
@@ -61,7 +60,9 @@ class HSWQCompare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, reference: Any, candidate: Any, amplify: float = DEFAULT_AMPLIFY) -> io.NodeOutput:
+    def execute(
+        cls, reference: torch.Tensor, candidate: torch.Tensor, amplify: float = DEFAULT_AMPLIFY
+    ) -> io.NodeOutput:
         """Compare, show the worst pair and the verdict on the node."""
         node_id = cls.hidden.unique_id
         found = compare(reference, candidate, node_progress(node_id))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
@@ -17,6 +17,9 @@ from ..loader.convert.methods import METHODS, MODEL_AWARE
 from ..loader.convert.model import Request, convert_model
 from .calibration import DEFAULT_SESSION
 from .status import check_session_name, node_progress, session_stamps, show_text
+
+if TYPE_CHECKING:
+    from ..loader.comfyui.types import CLIP, VAE, ModelPatcher
 
 
 class HSWQConverter(io.ComfyNode):
@@ -137,7 +140,7 @@ class HSWQConverter(io.ComfyNode):
         return check_session_name(session)
 
     @classmethod
-    def fingerprint_inputs(cls, session: str | None, **inputs: Any) -> tuple[Any, ...]:
+    def fingerprint_inputs(cls, session: str | None, **inputs: object) -> tuple[object, ...]:
         """Convert again whenever the session has grown, though no widget changed; if linked, whenever any has."""
         try:
             return session_stamps(session)
@@ -147,16 +150,16 @@ class HSWQConverter(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
+        model: ModelPatcher,
         session: str,
         format: str,
         method: str,
         extra_percent: float,
         keep_ratio: float,
         filename_prefix: str = "",
-        clip: Any = None,
-        vae: Any = None,
-        after: Any = None,
+        clip: CLIP | None = None,
+        vae: VAE | None = None,
+        after: object = None,
         target_mb: float = 0.0,
         scale_per: str = TENSOR,
         fast_matmul: float = 0.0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import astuple
-from typing import Any
 
 from comfy_api.latest import io
 
@@ -94,7 +93,7 @@ class HSWQFileConverter(io.ComfyNode):
         return check_session_name(session) if session else True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, session: str | None = "", **_: Any) -> tuple[Any, ...]:
+    def fingerprint_inputs(cls, file: str | None, session: str | None = "", **_: object) -> tuple[object, ...]:
         """Convert again whenever the file was replaced or the session has grown, though no widget changed."""
         try:
             own = astuple(Stamp.of(listed_path(file or "")))

@@ -17,7 +17,7 @@ from ..loader.stamp import Stamp
 OPENS = "Opens v1, v2 and comfy files. Linear and convolution weights stay FP8 in memory, kept layers stay FP16."
 
 
-def options() -> list[Any]:
+def options() -> list[io.Input]:
     """Inputs of both loaders."""
     return [
         io.Combo.Input(
@@ -77,7 +77,7 @@ class HSWQLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, ckpt_name: str | None, **_: Any) -> tuple[int, ...]:
+    def fingerprint_inputs(cls, ckpt_name: str | None, **_: object) -> tuple[int, ...]:
         """A file converted anew under the same name is opened anew."""
         return _stamp("checkpoints", ckpt_name)
 
@@ -114,7 +114,7 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str | None, **_: Any) -> tuple[int, ...]:
+    def fingerprint_inputs(cls, model_name: str | None, **_: object) -> tuple[int, ...]:
         """A file converted anew under the same name is opened anew."""
         return _stamp("diffusion_models", model_name)
 

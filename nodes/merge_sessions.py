@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import astuple
-from typing import Any
 
 from comfy_api.latest import io
 
@@ -59,7 +58,7 @@ class HSWQMergeSessions(io.ComfyNode):
         return check_session_name(name)
 
     @classmethod
-    def fingerprint_inputs(cls, sessions: str | None, **_: Any) -> tuple[Any, ...]:
+    def fingerprint_inputs(cls, sessions: str | None, **_: object) -> tuple[object, ...]:
         """Merge again whenever a session has grown, though no widget changed."""
         try:
             return tuple(astuple(Stamp.of(path_of(name))) for name in session_names(sessions or ""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import astuple
-from typing import Any
 
 from comfy_api.latest import io, ui
 
@@ -73,7 +72,7 @@ class HSWQReport(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, session: str | None = "", file: str | None = NO_FILE, **_: Any
+        cls, session: str | None = "", file: str | None = NO_FILE, **_: object
     ) -> tuple[tuple[int, ...], ...]:
         """Report again whenever the session has grown or the file was replaced, though no widget changed."""
         try:
@@ -84,7 +83,7 @@ class HSWQReport(io.ComfyNode):
             return ()  # executing says what is wrong
 
     @classmethod
-    def execute(cls, session: str, file: str, path: str | None = None, after: Any = None) -> io.NodeOutput:
+    def execute(cls, session: str, file: str, path: str | None = None, after: object = None) -> io.NodeOutput:
         """Report, show the picture on the node."""
         report = _report(session, file, path)
         picture = picture_of(report)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
-from server import PromptServer
 
+from ..loader.comfyui.server import running_server
 from ..loader.sessions.listing import next_free, saved_sessions
 
 SESSIONS = "/hswq/sessions"
@@ -14,7 +14,7 @@ SESSIONS = "/hswq/sessions"
 
 def add_routes() -> None:
     """Register them; ComfyUI puts each under /api too."""
-    PromptServer.instance.routes.get(SESSIONS)(_sessions)
+    running_server().routes.get(SESSIONS)(_sessions)
 
 
 async def _sessions(request: web.Request) -> web.Response:

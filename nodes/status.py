@@ -7,11 +7,11 @@ from dataclasses import astuple
 
 import comfy.model_management
 import comfy.utils
-from server import PromptServer
 
 from ..hswq_core.calibration.states_file import states_path
 from ..hswq_core.errors import SettingError
 from ..hswq_core.progress import Progress, Step, time_left
+from ..loader.comfyui.server import prompt_server
 from ..loader.sessions.store import path_of, sessions_folder
 from ..loader.stamp import Stamp
 
@@ -40,8 +40,9 @@ def session_stamps(session: str | None) -> tuple[tuple[int, ...], ...]:
 
 def show_text(text: str, node_id: str | None) -> None:
     """Text under the node ``node_id`` in the page (the UI text of a result is not shown on custom nodes)."""
-    if node_id and PromptServer.instance is not None:
-        PromptServer.instance.send_progress_text(text, node_id)
+    server = prompt_server() if node_id else None
+    if node_id and server is not None:
+        server.send_progress_text(text, node_id)
 
 
 def node_progress(node_id: str | None) -> Progress:
