@@ -96,8 +96,8 @@ def _curve(figure: Figure, box: tuple[float, float, float, float], curve: Curve)
         x, db = 100 * curve.chosen[0] / max(curve.smallest, 1), curve.chosen[1]
         axes.plot([x], [db], "o", color=ORANGE, markersize=18, markeredgecolor=TEXT, markeredgewidth=2, zorder=5)
         # The curve rises: that corner is empty.
-        corner = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "size": LARGE}
-        axes.text(0.97, 0.05, f"this file: {db:.1f} dB", color=ORANGE, **corner)
+        words, corner = f"this file: {db:.1f} dB", axes.transAxes
+        axes.text(0.97, 0.05, words, color=ORANGE, transform=corner, ha="right", va="bottom", size=LARGE)
     axes.margins(x=0.06, y=0.16)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))

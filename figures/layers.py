@@ -50,8 +50,9 @@ def _box(number: int, width: float, low: float, high: float) -> list[tuple[float
 def points(axes: Axes, rows: Sequence[Row], values: Values) -> None:
     """A point for each layer that has a value."""
     for action, colour in COLOURS.items():
-        at = [i for i, row in enumerate(rows) if row.action == action and values[i] is not None]
-        axes.plot(at, [values[i] for i in at], "o", color=colour, markersize=7 if len(rows) <= 200 else 4)
+        found = zip(rows, values, strict=True)
+        shown = {i: value for i, (row, value) in enumerate(found) if row.action == action and value is not None}
+        axes.plot(list(shown), list(shown.values()), "o", color=colour, markersize=7 if len(rows) <= 200 else 4)
     _limits(axes, len(rows))
     known = [value for value in values if value is not None]
     low, high = min(known), max(known)
@@ -89,8 +90,10 @@ def sections(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _label(figure: Figure, axes: Axes, name: str, left: float, right: float) -> None:
-    place = {"transform": axes.get_xaxis_transform(), "va": "top", "clip_on": False}
-    text = axes.text(left, -BAND - 0.05, printable(name), size=SMALL, color=FAINT, **place)
+    below = axes.get_xaxis_transform()
+    text = axes.text(
+        left, -BAND - 0.05, printable(name), size=SMALL, color=FAINT, transform=below, va="top", clip_on=False
+    )
     text.set_parse_math(False)
     edges = axes.transData.transform([(left, 1), (right, 1)])[:, 0] / figure.bbox.width
     if ends(figure, text) > edges[1]:

@@ -5,7 +5,7 @@ Only matplotlib's objects are used, no pyplot: nothing global is touched, and an
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,10 +36,16 @@ def new_figure() -> Figure:
     return figure
 
 
+def _canvas(figure: Figure) -> FigureCanvasAgg:
+    """The one that ``new_figure`` gave it; matplotlib's types know only that it has some."""
+    return cast(FigureCanvasAgg, figure.canvas)
+
+
 def to_image(figure: Figure) -> torch.Tensor:
     """Drawn: float32 [1, H, W, 3] in [0, 1]."""
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(np.float32) / 255
+    canvas = _canvas(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255
     return torch.from_numpy(pixels)[None]
 
 
@@ -73,7 +79,7 @@ def say(
 
 def ends(figure: Figure, text: Text) -> float:
     """Right end of a text, as a share of the figure."""
-    return float(text.get_window_extent(figure.canvas.get_renderer()).x1 / SIZE[0])
+    return float(text.get_window_extent(_canvas(figure).get_renderer()).x1 / SIZE[0])
 
 
 def printable(text: str) -> str:
