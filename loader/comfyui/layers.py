@@ -61,8 +61,8 @@ def set_weight_functions(layer: torch.nn.Module, functions: list[WeightFunction]
 def lowvram_function(layer: torch.nn.Module) -> object:
     """ComfyUI's LoRAs of a layer whose weight dynamic VRAM streams, or None.
 
-    ComfyUI spells it ``param_key + "_lowvram_function"``. If it vanished, layers with such LoRAs would go on multiplying
-    in FP8.
+    ComfyUI spells it ``param_key + "_lowvram_function"``. If it vanished, layers with such LoRAs would go on
+    multiplying in FP8.
     """
     return getattr(layer, "weight_lowvram_function", None)
 
