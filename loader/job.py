@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import folder_paths
 import torch
@@ -35,6 +35,9 @@ from .open.verify import verify_file
 from .sessions.store import open_session, path_of
 from .source import ModelSource
 
+if TYPE_CHECKING:
+    from .comfyui.types import CLIP, VAE, ModelPatcher
+
 log = logging.getLogger(__name__)
 
 WORK_SUFFIX = ".work"
@@ -54,7 +57,7 @@ class Job:
         layers: every layer, in the source's order.
     """
 
-    model: Any
+    model: ModelPatcher
     info: ModelInfo
     session: Session
     path: Path
@@ -62,7 +65,7 @@ class Job:
     layers: list[Layer]
 
     @classmethod
-    def open(cls, model: Any, clip: Any, vae: Any, session: str) -> Job:
+    def open(cls, model: ModelPatcher, clip: CLIP | None, vae: VAE | None, session: str) -> Job:
         """Look at everything; nothing is loaded or unloaded.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,10 @@ from ..hswq_core.model.fingerprint import Fingerprint, layout_hash, sample_weigh
 from ..hswq_core.model.kinds import KINDS, kind_of
 from ..hswq_core.model.layer import weight_key
 from ..hswq_core.quant.schemes.table import holds_codes
+from .comfyui.layers import weight_of
+
+if TYPE_CHECKING:
+    from .comfyui.types import KeyPatches, ModelPatcher
 
 PARAMETER_PREFIX = "diffusion_model."
 _COMPILED_PREFIX = "_orig_mod."
@@ -52,17 +56,17 @@ def layer_modules(diffusion_model: torch.nn.Module) -> dict[str, torch.nn.Module
 def empty_stats(module: torch.nn.Module) -> LayerStats:
     """Statistics of nothing for ``module``."""
     kind = kind_of(module)
-    return LayerStats.empty(kind.name, tuple(module.weight.shape), kind.channels(module))
+    return LayerStats.empty(kind.name, tuple(weight_of(module).shape), kind.channels(module))
 
 
-def original(key_patch: list[Any]) -> torch.Tensor:
+def original(key_patch: KeyPatches) -> torch.Tensor:
     """First element of ComfyUI's key patches, (weight, convert_func), as a plain tensor."""
     weight, convert = key_patch[0]
     tensor: torch.Tensor = convert(weight, inplace=False)
     return tensor.detach()
 
 
-def inspect_model(patcher: Any) -> ModelInfo:
+def inspect_model(patcher: ModelPatcher) -> ModelInfo:
     """Layers, family and fingerprint of a MODEL.
 
     Raises:
@@ -73,7 +77,7 @@ def inspect_model(patcher: Any) -> ModelInfo:
     return inspect_layers(patcher, modules, PARAMETER_PREFIX)
 
 
-def inspect_layers(patcher: Any, modules: dict[str, torch.nn.Module], prefix: str) -> ModelInfo:
+def inspect_layers(patcher: ModelPatcher, modules: dict[str, torch.nn.Module], prefix: str) -> ModelInfo:
     """The same of some layers of whatever a patcher holds.
 
     Args:
@@ -84,7 +88,7 @@ def inspect_layers(patcher: Any, modules: dict[str, torch.nn.Module], prefix: st
         LayerError: a layer is already quantized.
     """
     for name, module in modules.items():
-        _require_unquantized(name, module.weight)
+        _require_unquantized(name, weight_of(module))
     empty = {name: empty_stats(module) for name, module in modules.items()}
     patches = patcher.get_key_patches(prefix)
     weights = sample_weights(modules, lambda name: original(patches[weight_key(name, prefix)]))
@@ -104,17 +108,17 @@ def _require_layers(modules: dict[str, torch.nn.Module], model_name: str) -> Non
         )
 
 
-def is_quantized(weight: Any) -> bool:
+def is_quantized(weight: torch.Tensor) -> bool:
     """Whether a parameter holds one of comfy-kitchen's quantized tensors; by name, as ComfyUI does it."""
     return "QuantizedTensor" in (type(weight).__name__, type(weight.data).__name__)
 
 
-def is_eight_bit(weight: Any) -> bool:
+def is_eight_bit(weight: torch.Tensor) -> bool:
     """Whether a parameter is quantized already, with a scale or without."""
     return is_quantized(weight) or holds_codes(weight.dtype)
 
 
-def _require_unquantized(name: str, weight: Any) -> None:
+def _require_unquantized(name: str, weight: torch.Tensor) -> None:
     if is_eight_bit(weight):
         raise already_quantized(
             name,

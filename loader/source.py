@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import comfy.lora
 import torch
@@ -21,6 +22,9 @@ from ..hswq_core.model.fingerprint import Fingerprint, sample_weights
 from ..hswq_core.model.layer import weight_key
 from .model import PARAMETER_PREFIX, ModelInfo, original
 from .open.keys import key_prefix
+
+if TYPE_CHECKING:
+    from .comfyui.types import CLIP, VAE, KeyPatches, ModelPatcher
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +39,7 @@ class ModelSource:
         whole: whether CLIP and VAE are included (a checkpoint rather than a diffusion model).
     """
 
-    def __init__(self, model: Any, info: ModelInfo, clip: Any = None, vae: Any = None) -> None:
+    def __init__(self, model: ModelPatcher, info: ModelInfo, clip: CLIP | None = None, vae: VAE | None = None) -> None:
         if (clip is None) != (vae is None):
             raise SettingError(
                 "HSWQ Converter, clip and vae",
@@ -48,7 +52,7 @@ class ModelSource:
         self.name = file.name if file else f"{type(model.model).__name__.lower()}_model"
         self.metadata: Mapping[str, str] = file.metadata if file else {}
         self.prefix, tensors = _diffusion_tensors(model, file)
-        if self.whole:
+        if clip is not None and vae is not None:
             tensors |= _encoder_tensors(model, clip, vae, file, self.prefix)
         if file and self.whole:
             tensors = {key: tensors[key] for key in [*file.entries, *tensors] if key in tensors}
@@ -60,14 +64,14 @@ class ModelSource:
         return self._read[key]().to(self.entries[key].dtype)
 
 
-def file_of(patcher: Any) -> Path | None:
+def file_of(patcher: ModelPatcher) -> Path | None:
     """The file a stock loader made ``patcher`` from, or None."""
     init = getattr(patcher, "cached_patcher_init", None)
     first = init[1][0] if init and init[1] else None
     return Path(first) if isinstance(first, str) else None
 
 
-def _original_file(model: Any, info: ModelInfo) -> FileSource | None:
+def _original_file(model: ModelPatcher, info: ModelInfo) -> FileSource | None:
     """The model's file, if it holds every layer under the model's own names with the model's weights."""
     path = file_of(model)
     if path is None or path.suffix not in (".safetensors", ".sft") or not path.is_file():
@@ -87,7 +91,7 @@ def _original_file(model: Any, info: ModelInfo) -> FileSource | None:
     return file
 
 
-def _diffusion_tensors(model: Any, file: FileSource | None) -> tuple[str, Tensors]:
+def _diffusion_tensors(model: ModelPatcher, file: FileSource | None) -> tuple[str, Tensors]:
     patches = model.get_key_patches(PARAMETER_PREFIX)
     if file is None:
         return _from_memory(model, patches)
@@ -98,7 +102,7 @@ def _diffusion_tensors(model: Any, file: FileSource | None) -> tuple[str, Tensor
         if key in changed:
             tensors[key] = (entry, _merger(patches[changed.pop(key)], changed_key(key, prefix)))
         elif key.startswith(prefix):
-            tensors[key] = (entry, lambda key=key: file.read(key))
+            tensors[key] = (entry, partial(file.read, key))
     for key, parameter in changed.items():
         # ComfyUI renames some tensors on load (Flux norms), and a patched one must not be lost for that.
         raise SettingError(
@@ -115,7 +119,7 @@ def changed_key(key: str, prefix: str) -> str:
     return f"{PARAMETER_PREFIX}{key[len(prefix) :]}"
 
 
-def _merger(key_patch: list[Any], parameter: str) -> Callable[[], torch.Tensor]:
+def _merger(key_patch: KeyPatches, parameter: str) -> Callable[[], torch.Tensor]:
     def read() -> torch.Tensor:
         weight = original(key_patch).to(torch.float32, copy=True)
         merged: torch.Tensor = comfy.lora.calculate_weight(key_patch[1:], weight, parameter)
@@ -124,7 +128,7 @@ def _merger(key_patch: list[Any], parameter: str) -> Callable[[], torch.Tensor]:
     return read
 
 
-def _from_memory(model: Any, patches: dict[str, list[Any]]) -> tuple[str, Tensors]:
+def _from_memory(model: ModelPatcher, patches: dict[str, KeyPatches]) -> tuple[str, Tensors]:
     """The diffusion model as ComfyUI's own saver would name it."""
     names = {parameter[len(PARAMETER_PREFIX) :]: parameter for parameter in patches}
     saved = model.model.model_config.process_unet_state_dict_for_saving(dict(names))
@@ -132,18 +136,18 @@ def _from_memory(model: Any, patches: dict[str, list[Any]]) -> tuple[str, Tensor
     for key, parameter in saved.items():
         patch = patches[parameter]
         weight = original(patch)
-        read = _merger(patch, parameter) if len(patch) > 1 else lambda patch=patch: original(patch)
+        read = _merger(patch, parameter) if len(patch) > 1 else partial(original, patch)
         tensors[key] = (TensorInfo(weight.dtype, tuple(weight.shape)), read)
     first, parameter = next(iter(saved.items()))
     return first[: len(first) - len(parameter) + len(PARAMETER_PREFIX)], tensors
 
 
-def _encoder_tensors(model: Any, clip: Any, vae: Any, file: FileSource | None, prefix: str) -> Tensors:
+def _encoder_tensors(model: ModelPatcher, clip: CLIP, vae: VAE, file: FileSource | None, prefix: str) -> Tensors:
     """CLIP and VAE: from the same file bit by bit if they are the file's own, else as ComfyUI saves them."""
     same = file is not None and all(file_of(p) == file.path and not p.patches for p in (clip.patcher, vae.patcher))
     if same and file is not None and prefix:
         others = {key: entry for key, entry in file.entries.items() if not key.startswith(prefix)}
-        return {key: (entry, lambda key=key: file.read(key)) for key, entry in others.items()}
+        return {key: (entry, partial(file.read, key)) for key, entry in others.items()}
     clip.load_model()
     config = model.model.model_config
     clip_sd = clip.state_dict_for_saving() if hasattr(clip, "state_dict_for_saving") else clip.get_sd()
@@ -151,4 +155,8 @@ def _encoder_tensors(model: Any, clip: Any, vae: Any, file: FileSource | None, p
         **config.process_clip_state_dict_for_saving(clip_sd),
         **config.process_vae_state_dict_for_saving(vae.get_sd()),
     }
-    return {key: (TensorInfo(t.dtype, tuple(t.shape)), lambda t=t: t) for key, t in state.items()}
+    return {key: (TensorInfo(t.dtype, tuple(t.shape)), partial(_itself, t)) for key, t in state.items()}
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor

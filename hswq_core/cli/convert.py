@@ -32,8 +32,9 @@ def _request(options: argparse.Namespace) -> FileRequest:
     needed = SESSION in method_named(options.method, METHODS).needs and options.session is not None
     session = _session(options.session) if needed else None
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    named = {"session": session, "preset": options.preset, "device": device}
-    return FileRequest.named(options.method, options.format, options, **named)
+    return FileRequest.named(
+        options.method, options.format, options, session=session, preset=options.preset, device=device
+    )
 
 
 def _session(path: Path) -> Session:

@@ -37,9 +37,17 @@ class TensorInfo:
 class TensorSource(Protocol):
     """Where tensors come from: a file, or a model in memory with its LoRAs merged."""
 
-    name: str
-    metadata: Mapping[str, str]
-    entries: Mapping[str, TensorInfo]
+    @property
+    def name(self) -> str:
+        """For messages and file names."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Of a safetensors header."""
+
+    @property
+    def entries(self) -> Mapping[str, TensorInfo]:
+        """{key: dtype and shape}, in order."""
 
     def read(self, key: str) -> torch.Tensor:
         """The tensor ``key`` as ``entries[key]`` describes it."""

@@ -6,7 +6,7 @@ Seen in ComfyUI 0.18.2, 0.24.1 and 0.30.0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -25,24 +25,9 @@ else:
     LayerBase = object  # the class it is mixed into brings all that
 
 
-class ConvGeometry(Protocol):
-    """Of a Conv2d, each number as (height, width)."""
-
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-
-
 def weight_of(layer: torch.nn.Module) -> torch.Tensor:
     """A layer's weight; for torch any attribute of a module could be a module too."""
     return cast(torch.Tensor, layer.weight)
-
-
-def geometry_of(layer: torch.nn.Module) -> ConvGeometry:
-    """The layer, which is a Conv2d; ComfyUI's layers are known by their class's name only."""
-    return cast(ConvGeometry, layer)
 
 
 def weight_functions(module: torch.nn.Module) -> Sequence[WeightFunction]:
@@ -87,7 +72,7 @@ def changes_at_calls(layer: LayerBase) -> bool:
 def is_cast_forced(layer: torch.nn.Module) -> bool:
     """Whether the user asked for a dtype to compute in: ComfyUI multiplies in no other then.
 
-    Without ``comfy_force_cast_weights`` layers that were measured for it would multiply in FP8 in spite of that.
+    Without ``comfy_force_cast_weights`` layers that were measured for it would multiply in FP8 all the same.
     """
     return bool(getattr(layer, "comfy_force_cast_weights", False))
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...hswq_core.calibration.split import ENOUGH_PROMPTS, count_prompts
 from ...hswq_core.calibration.states import State
 
+if TYPE_CHECKING:
+    from ..comfyui.types import ModelPatcher
+
 ON_CPU = "No GPU found: model_aware runs the model on the CPU, hours for a large one; hswq takes minutes"
 
 
-def merged_notes(model: Any) -> list[str]:
+def merged_notes(model: ModelPatcher) -> list[str]:
     """For the report: a LoRA that is in the file must not be loaded a second time."""
     if not model.patches:
         return []

@@ -98,8 +98,9 @@ def convert_listed(asked: ListedRequest, progress: Progress) -> Conversion:
     """
     row, device = format_named(asked.file_format), search_device()
     statistics = load_session(path_of(asked.session)) if asked.session else None
-    named = {"session": statistics, "preset": asked.preset, "device": str(device)}
-    request = FileRequest.named(asked.method, row.name, asked, **named)
+    request = FileRequest.named(
+        asked.method, row.name, asked, session=statistics, preset=asked.preset, device=str(device)
+    )
     job = FileJob.open(listed_path(asked.file), request)
     make_room(job.model.layers, device)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import comfy.model_management
 
@@ -30,6 +30,9 @@ from ..model_aware.plan import ModelTask
 from .advice import merged_notes
 from .methods import METHODS, MODEL_AWARE
 
+if TYPE_CHECKING:
+    from ..comfyui.types import CLIP, VAE, ModelPatcher
+
 
 @dataclass(frozen=True)
 class Request:
@@ -51,7 +54,9 @@ class Request:
         return Encoding(format_named(self.file_format), granularity=self.scale_per, fast_matmul=self.fast_matmul)
 
 
-def convert_model(model: Any, clip: Any, vae: Any, request: Request, progress: Progress) -> Conversion:
+def convert_model(
+    model: ModelPatcher, clip: CLIP | None, vae: VAE | None, request: Request, progress: Progress
+) -> Conversion:
     """Convert and write where stock loaders look.
 
     Raises:

@@ -118,7 +118,8 @@ def best_of(
         budget: what the user asked for, as it appears in the file name.
         progress: called as (step, done, total); may raise to cancel.
     """
-    reference, errors = replay.run(), {}
+    reference = replay.run()
+    errors: dict[str, float] = {}
     for one in found:
         progress(Step("Verifying", one.name), len(errors), len(found))
         names = [name for name in change if name not in one.kept]

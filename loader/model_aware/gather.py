@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -110,10 +109,10 @@ def _room(replay: Replay, name: str) -> torch.device:
     return solver_device(columns(replay.modules[name]), model_device())
 
 
-def columns(module: Any) -> int:
+def columns(module: torch.nn.Module) -> int:
     """k: inputs that one output of a layer sees, all groups together."""
     return kind_of(module).columns(module)
 
 
-def _window(module: Any) -> Window:
+def _window(module: torch.nn.Module) -> Window:
     return kind_of(module).window(module)

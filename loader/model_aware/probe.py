@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...hswq_core.calibration.states import State
 from ...hswq_core.methods.solutions import Solutions
@@ -20,6 +20,9 @@ from ...hswq_core.plan.budget import per_byte
 from ...hswq_core.progress import Progress, Step
 from ..replay.prefix import Prefix
 from ..replay.replay import Delta, Replay
+
+if TYPE_CHECKING:
+    from ..comfyui.types import ModelPatcher
 
 # As many layers are measured whatever the budget.
 LEAST_LAYERS = 128
@@ -50,7 +53,7 @@ class Probe:
         progress: called as (step, done, total); may raise to cancel.
     """
 
-    model: Any
+    model: ModelPatcher
     states: list[State]
     make: Make
     done: Solutions
