@@ -1,15 +1,15 @@
-"""HSWQ's mathematics and file formats: torch, safetensors and the standard library (its command line: tqdm too).
+"""HSWQ's mathematics and file formats, on torch, safetensors and the standard library (the command line adds tqdm).
 
-Imports no ComfyUI. Rooms, each importing only from those above it in this list:
+Never imports ComfyUI. Rooms, each importing only from those above it:
 
-errors, progress  what everything else raises and reports
+errors, progress  the errors raised and the progress reported everywhere else
 files             reading and writing files, ``.pt`` and safetensors
 quant             number formats, clip search, second moments, compensated rounding, error measures
 model             layers and their kinds, families, presets, fingerprints
 calibration       observers, sessions, recorded calls
 plan              plans, budgets, file formats
-methods           hswq, nearest, learned, and what methods share
+methods           hswq, nearest, learned, and the code they share
 convert           plan to file, file to file
-reports           what sessions and files say about themselves
+reports           reports on sessions and files
 cli               ``python -m hswq_core``
 """

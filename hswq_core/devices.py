@@ -1,4 +1,4 @@
-"""What torch's devices have and lack."""
+"""Capabilities of torch devices."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ CPU = torch.device("cpu")
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether ``device`` computes in float64; Apple's MPS does not."""
+    """Whether ``device`` supports float64; Apple's MPS does not."""
     return device.type != "mps"

@@ -1,4 +1,4 @@
-"""Errors a user can act on: what is wrong, what was got, what is expected, what to do."""
+"""Errors a user can act on: what is wrong, what was received, what was expected, what to do about it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ class HSWQError(Exception):
     """Base of every error this pack raises on purpose.
 
     Args:
-        what: the thing that is wrong, named (a layer, a key, a file, an input).
-        got: what was found.
-        expected: what would have been right.
+        what: name of the offending thing (a layer, a key, a file, an input).
+        got: the actual value or state.
+        expected: the valid value or state.
         remedy: one sentence telling the user what to do.
     """
 
@@ -23,7 +23,7 @@ class SettingError(HSWQError):
 
 
 class SessionError(HSWQError):
-    """A statistics session is missing, unreadable, empty, or of another model."""
+    """A statistics session is missing, unreadable, empty, or belongs to another model."""
 
 
 class LayerError(HSWQError):

@@ -1,20 +1,20 @@
-"""How long work says how far it has got."""
+"""Progress reporting for long-running work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-# Seconds after which the speed of a stage is believed (guess).
+# Seconds before a stage's speed is trusted for an estimate (guess).
 WORTH_TELLING = 5.0
 
 
 class Step(NamedTuple):
-    """What is being done.
+    """The current step.
 
     Attributes:
-        stage: has a bar and a clock of its own.
-        subject: of the stage, for example a layer.
+        stage: shown with its own bar and timer.
+        subject: the item being worked on, for example a layer.
     """
 
     stage: str
@@ -24,7 +24,7 @@ class Step(NamedTuple):
         return f"{self.stage} {self.subject}".rstrip()
 
 
-# (step, done, total); may raise to cancel. The unit of done and total is the stage's own.
+# (step, done, total); may raise to cancel. Each stage chooses the unit of done and total.
 Progress = Callable[[Step, int, int], None]
 
 
@@ -33,22 +33,22 @@ class Weighed(Protocol):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Display name."""
 
     @property
     def nbytes(self) -> int:
-        """How much of the work it is."""
+        """Its share of the work."""
 
 
 W = TypeVar("W", bound=Weighed)
 
 
 def no_progress(step: Step, done: int, total: int) -> None:
-    """Progress of a caller that shows none."""
+    """For callers that show no progress."""
 
 
 def time_left(seconds: float, done: int, total: int) -> str:
-    """How long the rest takes, as ", 5 min left", if ``done`` of ``total`` took so long; "" while that says little."""
+    """Remaining time, as ", 5 min left", if ``done`` of ``total`` took ``seconds``; "" while too early to tell."""
     if seconds < WORTH_TELLING or not 0 < done < total:
         return ""
     left = seconds * (total - done) / done
@@ -56,7 +56,7 @@ def time_left(seconds: float, done: int, total: int) -> str:
 
 
 def announced(items: Sequence[W], stage: str) -> Iterator[tuple[W, tuple[Step, int, int]]]:
-    """The items in order, each with the arguments of its ``Progress`` call: step, bytes done, bytes in all."""
+    """The items in order, each with the arguments of its ``Progress`` call: step, bytes done, total bytes."""
     done, total = 0, sum(item.nbytes for item in items)
     for item in items:
         yield item, (Step(stage, item.name), done, total)
@@ -64,7 +64,7 @@ def announced(items: Sequence[W], stage: str) -> Iterator[tuple[W, tuple[Step, i
 
 
 def each_of(items: Sequence[W], stage: str, progress: Progress) -> Iterator[W]:
-    """The items in order, each after ``progress`` was called for it."""
-    for item, said in announced(items, stage):
-        progress(*said)
+    """The items in order, calling ``progress`` before each."""
+    for item, arguments in announced(items, stage):
+        progress(*arguments)
         yield item

@@ -1,1 +1,1 @@
-"""Files on disk, read as if a stranger had written them and written whole or not at all."""
+"""Files on disk: treated as untrusted when read, written atomically."""

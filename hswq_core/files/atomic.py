@@ -1,10 +1,10 @@
-"""Files appear whole or not at all: temporary name in the same folder, fsync, rename, fsync of the folder.
+"""Atomic writes: temporary name in the same folder, fsync, rename, fsync of the folder.
 
-A process that is killed leaves its temporary file behind; the next that writes to the folder removes it, whatever it
-was to become. Who still writes holds a lock on it, which the system takes away with the process.
+A killed process leaves its temporary file behind; the next one that writes to the folder removes it, no matter which
+file it was for. A process that is still writing holds a lock on its file, which the system releases when it exits.
 
-Tensors written by torch or the safetensors library fail with the system's own reason too: torch's writer calls a full
-disk "unexpected pos", the library has an error class of its own.
+Failures to write tensors also report the system's reason: torch's writer calls a full disk "unexpected pos", and the
+safetensors library raises its own error class.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# ComfyUI's loaders list files by extension; this one they ignore. No other program's files end so: all may go.
+# ComfyUI's loaders list files by extension and ignore this one. No other program uses it, so all are safe to delete.
 TEMPORARY_SUFFIX = ".hswq.tmp"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if os.name != "nt" else (errno.ENOSPC,)
 _OS_ERROR = re.compile(r"os error (\d+)")
@@ -44,10 +44,10 @@ def atomic_file(path: Path, size: int = 0) -> Iterator[Path]:
 
     Args:
         path: final name.
-        size: bytes that are going to be written, for the message; 0: not known.
+        size: bytes about to be written, for the message; 0: unknown.
 
     Raises:
-        FileError: the folder cannot be made or written to, or the disk is full.
+        FileError: the folder cannot be created or written to, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +55,8 @@ def atomic_file(path: Path, size: int = 0) -> Iterator[Path]:
         with _temporary_file(path) as temporary:
             yield temporary
             _sync(temporary)
-            with contextlib.suppress(OSError):  # drives without permissions
-                # mkstemp makes the file private to its owner; a model or session is shared like any other file.
+            with contextlib.suppress(OSError):  # file systems without permissions
+                # mkstemp makes the file private to its owner; models and sessions get ordinary permissions.
                 temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
             _sync_folder(path.parent)
@@ -66,32 +66,32 @@ def atomic_file(path: Path, size: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def _temporary_file(path: Path) -> Iterator[Path]:
-    """A new file beside ``path``, locked; gone at the end, unless it has got another name."""
-    handle, temporary, locked = _begun(path)
+    """A new, locked file beside ``path``; deleted on exit unless it was renamed."""
+    handle, temporary, locked = _open_temporary(path)
     try:
         yield temporary
     finally:
-        with contextlib.suppress(OSError):  # a drive that went read-only keeps it; the error in flight tells why
+        with contextlib.suppress(OSError):  # undeletable if the drive went read-only; the error in flight says why
             temporary.unlink(missing_ok=True)
         if locked:
             os.close(handle)
 
 
-def _begun(path: Path) -> tuple[int, Path, bool]:
-    """A new temporary file: handle, name, and whether the handle is open and locked."""
+def _open_temporary(path: Path) -> tuple[int, Path, bool]:
+    """A new temporary file: handle, path, and whether the handle is still open and locked."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
         if not lock(handle, wait=True):
             return handle, Path(name), False
         if os.fstat(handle).st_nlink:
             return handle, Path(name), True
-        os.close(handle)  # another process cleared it away between its making and its lock
+        os.close(handle)  # another process removed it before it was locked
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Remove temporary files in ``folder`` that nobody writes any more."""
+    """Remove temporary files in ``folder`` that no process is writing any more."""
     for file in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        with contextlib.suppress(OSError):  # gone: another process was faster
+        with contextlib.suppress(OSError):  # already removed by another process
             handle = os.open(file, os.O_RDWR)
             if lock(handle):
                 try:
@@ -101,12 +101,12 @@ def clear_abandoned(folder: Path) -> None:
 
 
 def lock(handle: int, *, wait: bool = False) -> bool:
-    """Take an open file for this process alone until it is closed; closes it if that cannot be.
+    """Lock an open file exclusively until it is closed; if that fails, close it.
 
-    Network drives may have no locks, and Windows removes no file that is open: there nothing is cleared away.
+    Network drives may not support locks, and Windows cannot delete open files: nothing is cleaned up there.
 
     Args:
-        wait: for another process to let go of it: for files that others only look at.
+        wait: block until another process releases it; for files that others hold only briefly.
     """
     if fcntl is not None:
         with contextlib.suppress(OSError):
@@ -117,25 +117,25 @@ def lock(handle: int, *, wait: bool = False) -> bool:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise FileError now rather than after an hour's work if nothing can be written to ``folder``.
+    """Raise FileError now rather than after an hour's work if ``folder`` is not writable.
 
-    What killed processes left in it goes.
+    Also removes temporary files left there by killed processes.
     """
     probe = folder / ".hswq_write_probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         clear_abandoned(folder)
         probe.touch()
-        probe.unlink(missing_ok=True)  # another process may be asking the same
+        probe.unlink(missing_ok=True)  # another process may be probing too
     except OSError as error:
         raise unwritable(probe, error) from error
 
 
 def require_space(needs: Mapping[Path, int]) -> None:
-    """Raise FileError now rather than when the disk is full.
+    """Raise FileError up front if the disk lacks space.
 
     Args:
-        needs: {file or folder, which may not exist yet: bytes}; those on one disk must fit together.
+        needs: {file or folder, which may not exist yet: bytes}; paths on the same disk are added up.
     """
     disks: dict[int, list[Path]] = {}
     for path in needs:
@@ -152,11 +152,11 @@ def require_space(needs: Mapping[Path, int]) -> None:
 
 
 def unwritable(path: Path, error: OSError, size: int = 0) -> FileError:
-    """The one message for a folder that cannot be written to.
+    """The error for a folder that cannot be written to.
 
     Args:
         path: the file.
-        size: its bytes; 0: not known.
+        size: its bytes; 0: unknown.
     """
     got, wanted = error.strerror or str(error), f" ({_megabytes(size)})" if size else ""
     if error.errno in NO_ROOM:
@@ -170,8 +170,8 @@ def unwritable(path: Path, error: OSError, size: int = 0) -> FileError:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    return next(one for one in (path, *path.absolute().parents) if one.exists())
+    """The path, or its nearest existing parent."""
+    return next(candidate for candidate in (path, *path.absolute().parents) if candidate.exists())
 
 
 def _megabytes(size: int) -> str:
@@ -184,10 +184,10 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where that can be had.
+    """Make the rename itself durable where possible.
 
-    Windows has no folder handles to sync, network drives may refuse: the file has its name, and calling the save
-    failed would make it be done twice.
+    Windows has no folder handles to sync, and network drives may refuse. The file already has its name by then;
+    reporting a failure would only cause a second save.
     """
     if os.name == "nt":
         return
@@ -206,7 +206,7 @@ def _umask() -> int:
 
 
 def save_pt(data: Mapping[str, Any], path: Path) -> None:
-    """``torch.save``, by way of memory. Raises FileError if the file cannot be written."""
+    """``torch.save`` through a memory buffer. Raises FileError if the file cannot be written."""
     buffer = io.BytesIO()
     torch.save(data, buffer)
     with atomic_file(path, buffer.getbuffer().nbytes) as temporary:

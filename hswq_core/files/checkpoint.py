@@ -1,4 +1,4 @@
-"""Checkpoints on disk as a readable source of tensors."""
+"""Checkpoints on disk as a source of tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import FileError
 from .tensor_header import NAMED_DTYPES, Record, read_records
 
-# Of a diffusion model's keys: in whole checkpoints, and as training tools save them.
+# Prefixes of a diffusion model's keys: in full checkpoints, and as training tools save them.
 CHECKPOINT_PREFIX = "model.diffusion_model."
 PREFIXES = (CHECKPOINT_PREFIX, "diffusion_model.")
 
@@ -58,10 +58,10 @@ class FileSource:
 
     Args:
         path: the file.
-        device: where tensors are given.
+        device: where tensors are returned.
 
     Raises:
-        FileError: not a readable safetensors file, or a dtype torch does not know.
+        FileError: not a readable safetensors file, or a dtype that torch lacks.
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
@@ -86,14 +86,14 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     """
     with readable(path):
         metadata, records = read_records(path)
-        with safe_open(path, framework="pt", device="cpu"):  # the library has checks of its own
+        with safe_open(path, framework="pt", device="cpu"):  # for the library's own checks
             pass
     return metadata, {key: _info(path, key, record) for key, record in records.items()}
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """While the body reads a safetensors file: raises FileError for what is wrong with it."""
+    """Turn errors from reading a safetensors file in the body into FileError."""
     try:
         yield
     except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: a dtype ComfyUI's reader lacks
@@ -118,13 +118,13 @@ def _info(path: Path, key: str, record: Record) -> TensorInfo:
 
 
 def model_prefix(keys: Iterable[str]) -> str:
-    """What the diffusion model's keys begin with in a file of these keys; "" where they begin with nothing."""
+    """Prefix of the diffusion model's keys in a file with these keys; "" if there is none."""
     known = list(keys)
     return next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in known)), "")
 
 
 def source_hash(source: TensorSource) -> str:
-    """sha256 over keys, dtypes, shapes and metadata of the source: names the file without reading 6 GB."""
+    """sha256 over keys, dtypes, shapes and metadata of the source: identifies the file without reading 6 GB."""
     lines = [f"{key} {info.dtype} {info.shape}" for key, info in source.entries.items()]
     lines += [f"{key}={value}" for key, value in sorted(source.metadata.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

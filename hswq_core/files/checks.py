@@ -1,6 +1,6 @@
-"""What a file from a stranger may say: JSON and single values, believed only within bounds.
+"""Validation of JSON and single values from untrusted files.
 
-All raise ValueError, which readers turn into the error that names their file.
+Everything here raises ValueError, which readers turn into an error that names their file.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
-# Of a name (a tensor, a layer, a family): the longest in use has 120 characters.
+# Longest name (of a tensor, a layer, a family); the longest in use has 120 characters.
 MAX_TEXT = 1000
-# Up to here float64 counts exactly.
+# float64 represents integers exactly up to here.
 MAX_COUNT = 2**53
 MAX_DIGITS = 20
 SHOWN = 100
 
 
 def parse_json(source: str, *, finite: bool = True) -> Any:
-    """JSON as the standard has it: no key twice, no integer above 20 digits, no nesting without end.
+    """Strict JSON: no duplicate keys, no integers of more than 20 digits, no unbounded nesting.
 
-    Its size is for the caller to bound: a value takes up to 40 times the bytes of its text.
+    The caller must bound its size: a value takes up to 40 times the bytes of its text.
 
     Args:
         source: the text.
-        finite: whether to refuse NaN and infinity, which the standard does not know.
+        finite: whether to refuse NaN and infinity, which are not in the standard.
     """
     constant = _constant if finite else float
     try:
@@ -37,10 +37,10 @@ def parse_json(source: str, *, finite: bool = True) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         raise ValueError("JSON with a key twice")
-    return found
+    return unique
 
 
 def _integer(digits: str) -> int:
@@ -56,19 +56,19 @@ def _constant(name: str) -> Any:
 def checked(value: Any, kind: type[T]) -> T:
     """``value``, which must be a ``kind``."""
     if not isinstance(value, kind):
-        raise ValueError(f"{shown(value)} where a {kind.__name__} is expected")  # noqa: TRY004 - a file's fault
+        raise ValueError(f"{shown(value)} where a {kind.__name__} is expected")  # noqa: TRY004 - bad data, not a bug
     return value
 
 
 def text(value: Any) -> str:
-    """A name of printable characters: it will stand in messages, logs and terminals."""
+    """A name of printable characters, safe in messages, logs and terminals."""
     if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT or not value.isprintable():
         raise ValueError(f"{shown(value)} where a name is expected")
     return value
 
 
 def label(value: Any) -> str:
-    """Like ``text``, and may be empty."""
+    """Like ``text``, but may be empty."""
     return text(value) if value != "" else ""
 
 
@@ -80,7 +80,7 @@ def count(value: Any) -> int:
 
 
 def number(value: Any) -> float:
-    """A finite number; tensors of one element are numbers too."""
+    """A finite number, or a one-element tensor holding one."""
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     if type(value) not in (int, float) or not abs(value) < math.inf:
@@ -89,7 +89,7 @@ def number(value: Any) -> float:
 
 
 def shown(value: object) -> str:
-    """For messages: the start of a text, a number, else only the type, for a container may be of any size."""
+    """For messages: the start of a string, or a number; else only the type, since a container may be of any size."""
     if isinstance(value, str):
         return ascii(value[:SHOWN])
     if value is None or (isinstance(value, (bool, int, float)) and abs(value) < 10**MAX_DIGITS):

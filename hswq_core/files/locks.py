@@ -1,4 +1,4 @@
-"""One process at a time at a name. (Temporary files that are being written are marked in another way: ``atomic``.)"""
+"""Inter-process locks by file name. (Temporary files being written use a different lock, see ``atomic``.)"""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from .atomic import unwritable
 
 @contextmanager
 def locked(path: Path, patience: float, busy: HSWQError) -> Iterator[None]:
-    """Hold the lock beside ``path``, which may be anything's name; raises ``busy`` if another process keeps it.
+    """Hold the lock beside ``path``, which need not exist; raises ``busy`` if another process keeps it.
 
-    The system takes the lock away with the process that holds it, however that ends; the lock's file says nothing.
+    The system releases the lock when its process exits, however it exits; the mere existence of the lock file means
+    nothing.
 
     Args:
         patience: seconds to wait.
 
     Raises:
-        FileError: the lock's file cannot be made.
+        FileError: the lock file cannot be created.
     """
     lock = FileLock(f"{path}.lock", timeout=patience)
     try:

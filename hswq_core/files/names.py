@@ -1,12 +1,12 @@
-"""Names that come from a workflow's widgets, and the file names made of them.
+"""Names from a workflow's widgets, and the file names made from them.
 
-A workflow may come from a stranger: a name never leaves the folder it belongs to. What is allowed: one part of a file
-name (of ``filename_prefix`` up to ``MAX_PARTS``, divided by slashes of any kind), of printable letters, digits, signs
-and inner spaces and dots, in any script. What is not: path parts, drives and devices of any system, invisible and
-direction-changing characters, and whatever looks like one of these, such as a full-width solidus.
+Workflows are untrusted: a name must never escape its folder. Allowed: one path component (up to ``MAX_PARTS`` in
+``filename_prefix``, separated by slashes of either kind) of printable letters, digits, symbols and inner spaces and
+dots, in any script. Not allowed: path syntax, drives and devices of any operating system, invisible and
+direction-changing characters, and lookalikes of any of these, such as a full-width solidus.
 
-Links: the folder itself may be a link, as users with a second disk have it. Below it no name may lead out through one,
-neither to read nor to write: an unpacked archive can bring links along.
+Links: the folder itself may be a link, which is common with a second disk. Below it no name may lead out through a
+link, for reading or for writing: an unpacked archive can contain links.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .atomic import TEMPORARY_SUFFIX
 MAX_LENGTH = 100
 MAX_BYTES = 200
 MAX_PARTS = 8
-# File systems allow 255 bytes; a file is written under a longer name first.
+# File systems allow 255 bytes, and the temporary name is longer than the final one.
 MAX_FILE_NAME_BYTES = 255 - len(f".xxxxxxxx{TEMPORARY_SUFFIX}")
-# Then those that look like / \ and : but have no compatible form, and letters that are drawn as nothing.
+# Second line: lookalikes of / \ and : that NFKC leaves alone. Third: letters that render as nothing.
 _FORBIDDEN = re.compile(
     r'[<>:"/\\|?*\x00-\x1f\x7f]'
     "|[\u2044\u2215\u29f8\u2571\u2216\u29f5\u29f9\u2572\u2236\ua789\u02d0]"
@@ -38,11 +38,11 @@ _RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[\d¹²³]|lp
 
 
 def check_name(name: str, what: str) -> str:
-    """``name`` if it is one plain, portable file-name part, else SettingError.
+    """``name`` if it is one plain, portable path component, else SettingError.
 
     Args:
         name: what the user typed.
-        what: the input's name, for the message.
+        what: name of the input, for the message.
     """
     if _is_long(name) or not _plain(name):
         raise SettingError(
@@ -60,7 +60,7 @@ def _is_long(name: str) -> bool:
 
 
 def _plain(name: str) -> bool:
-    """As typed, and as its plainest compatible form: a full-width or one-character ".." is two dots there."""
+    """Checked as typed and in NFKC form, where a full-width or one-character ".." becomes two dots."""
     return name.isprintable() and all(
         form.strip() and not (_FORBIDDEN.search(form) or _RESERVED.match(form) or form[0] in ". " or form[-1] in ". ")
         for form in (name, unicodedata.normalize("NFKC", name))
@@ -71,11 +71,11 @@ def session_path(folder: Path, session: str) -> Path:
     """``<folder>/<session>.pt`` for a checked session name.
 
     Raises:
-        SettingError: no plain name, or it or a file beside it (states, lock, work folder) is a link out of the folder.
+        SettingError: not a plain name, or it or a file beside it (states, lock, work folder) links out of the folder.
     """
     path = folder / f"{check_name(session, 'Session name')}.pt"
-    for found in (path, *folder.glob(f"{glob.escape(path.stem)}.*")):
-        _require_inside(folder, found, "Session name")
+    for file in (path, *folder.glob(f"{glob.escape(path.stem)}.*")):
+        _require_inside(folder, file, "Session name")
     return path
 
 
@@ -99,16 +99,16 @@ def free_name(name: str, taken: Callable[[str], bool]) -> str:
 
 
 def output_path(folder: Path, prefix: str, stem: str) -> Path:
-    """First free path for ``<folder>/<prefix or stem>``: never over an existing file.
+    """First free path for ``<folder>/<prefix>_<stem>``; existing files are never overwritten.
 
     Args:
         folder: where loaders look.
-        prefix: the user's ``filename_prefix``, may name subfolders with ``/``; empty: no prefix.
+        prefix: the user's ``filename_prefix``, may contain subfolders separated by ``/``; empty: no prefix.
         stem: the descriptive part of the name, see ``describe``.
 
     Raises:
-        SettingError: a part of the prefix is no plain name or a link out of the folder, there are too many, or the
-            whole name is too long for a file system.
+        SettingError: a part of the prefix is not a plain name or links out of the folder, there are too many parts, or
+            the whole name is too long for a file system.
     """
     parts = prefix.replace("\\", "/").split("/", MAX_PARTS) if prefix else []
     if len(parts) > MAX_PARTS:
@@ -123,17 +123,17 @@ def output_path(folder: Path, prefix: str, stem: str) -> Path:
     path = _short_enough(base.with_name(f"{base.name}.safetensors"))
     _require_inside(folder, path.parent, "filename_prefix")
     number = 2
-    while os.path.lexists(path):  # a link that leads nowhere is in the way too
+    while os.path.lexists(path):  # dangling links count too
         path = _short_enough(base.with_name(f"{base.name}_{number}.safetensors"))
         number += 1
     return path
 
 
 def _require_inside(folder: Path, path: Path, what: str) -> None:
-    """Raise SettingError if links lead from ``path`` out of ``folder``, which may be one itself."""
+    """Raise SettingError if links lead from ``path`` out of ``folder``; ``folder`` itself may be a link."""
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError):  # a cycle of links
         inside = False
     if not inside:
         raise SettingError(
@@ -157,5 +157,5 @@ def _short_enough(path: Path) -> Path:
 
 
 def describe(calls: int, budget: str) -> str:
-    """The published habit's tail, before the format: ``hswq_r<calls>_<budget>``, e.g. ``hswq_r40_0.25``."""
+    """Name suffix before the format, as in the published files: ``hswq_r<calls>_<budget>``, e.g. ``hswq_r40_0.25``."""
     return f"hswq_r{calls}_{budget}"

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, read as if a stranger had written it.
+"""Strict reader for safetensors headers from untrusted files.
 
-Layout: uint64 little-endian header length, JSON header (padded with spaces to 8 bytes), data. The library checks a
-header too, but takes up to 100 MB of JSON and passes on what it does not know; as JSON it could fill the memory.
+Layout: uint64 little-endian header length, JSON header (padded with spaces to 8 bytes), data. The library checks
+headers too, but accepts up to 100 MB of JSON and ignores unknown entries; parsed, that could exhaust memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from .checks import checked, count, parse_json, text
 
-# torch dtype <-> safetensors name; the reverse view is derived, so that the two cannot drift.
+# torch dtype <-> safetensors name; the reverse mapping is derived, so that the two cannot drift.
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -32,10 +32,10 @@ DTYPE_NAMES = {
 }
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 METADATA_KEY = "__metadata__"
-# A converted model of 1000 layers needs 0.5 MB; training metadata and workflows add some MB at most.
+# A converted model of 1000 layers needs 0.5 MB; training metadata and workflows add a few MB at most.
 MAX_HEADER_BYTES = 2**24
 MAX_RANK = 16
-ENTRIES = {"dtype", "shape", "data_offsets"}  # of each tensor
+ENTRIES = {"dtype", "shape", "data_offsets"}  # for each tensor
 
 
 class Record(NamedTuple):
@@ -51,7 +51,7 @@ def read_records(path: Path) -> tuple[dict[str, str], dict[str, Record]]:
     """Metadata and {key: record} in the order of the data.
 
     Raises:
-        ValueError: no header, a large one, or one that contradicts itself or the file's size.
+        ValueError: the header is missing, too large, or inconsistent with itself or with the file size.
         OSError: it cannot be read.
     """
     if not path.is_file():
@@ -72,25 +72,25 @@ def read_records(path: Path) -> tuple[dict[str, str], dict[str, Record]]:
 
 
 def _record(key: str, value: Any) -> Record:
-    record = checked(value, dict)
-    if record.keys() != ENTRIES:
+    entry = checked(value, dict)
+    if entry.keys() != ENTRIES:
         raise ValueError(f"tensor {key} with other entries than dtype, shape and data_offsets")
-    shape, offsets = checked(record["shape"], list), checked(record["data_offsets"], list)
+    shape, offsets = checked(entry["shape"], list), checked(entry["data_offsets"], list)
     if len(shape) > MAX_RANK or len(offsets) != 2:
         raise ValueError(f"tensor {key} with {len(shape)} dimensions and {len(offsets)} offsets")
-    found = Record(text(record["dtype"]), tuple(map(count, shape)), *map(count, offsets))
-    dtype = NAMED_DTYPES.get(found.dtype)
-    size = found.end - found.begin
-    if dtype is not None and math.prod(found.shape) * dtype.itemsize != size:
-        raise ValueError(f"tensor {key} of shape {found.shape} and dtype {found.dtype} in {size:,} bytes")
-    return found
+    record = Record(text(entry["dtype"]), tuple(map(count, shape)), *map(count, offsets))
+    dtype = NAMED_DTYPES.get(record.dtype)
+    size = record.end - record.begin
+    if dtype is not None and math.prod(record.shape) * dtype.itemsize != size:
+        raise ValueError(f"tensor {key} of shape {record.shape} and dtype {record.dtype} in {size:,} bytes")
+    return record
 
 
 def _require_gapless(records: list[tuple[str, Record]], size: int) -> None:
-    place = 0
+    offset = 0
     for key, record in records:
-        if record.begin != place or record.end < record.begin:
-            raise ValueError(f"tensor {key} at {record.begin}, the one before it ends at {place}")
-        place = record.end
-    if place != size:
-        raise ValueError(f"tensors of {place:,} bytes in {size:,} bytes of data")
+        if record.begin != offset or record.end < record.begin:
+            raise ValueError(f"tensor {key} at {record.begin}, the one before it ends at {offset}")
+        offset = record.end
+    if offset != size:
+        raise ValueError(f"tensors of {offset:,} bytes in {size:,} bytes of data")

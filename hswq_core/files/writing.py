@@ -1,7 +1,7 @@
-"""The only writer of a model file.
+"""The only writer of model files.
 
-It streams: the header is computed beforehand from dtypes and shapes, then one tensor at a time is produced while the
-one before it is written, so that memory holds two layers and never the model.
+It streams: the header is computed up front from dtypes and shapes, then each tensor is produced while the previous one
+is written, so that memory holds two layers and never the whole model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .tensor_header import DTYPE_NAMES, MAX_HEADER_BYTES, METADATA_KEY
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor to be written: described now, produced when its turn comes."""
+    """A tensor to be written: described up front, produced on demand."""
 
     key: str
     info: TensorInfo
@@ -34,7 +34,7 @@ class OutputTensor:
 
 
 def build_header(tensors: Iterable[OutputTensor], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON header of a file that holds ``tensors`` back to back in this order."""
+    """Length and JSON header of a file with ``tensors`` back to back in this order."""
     header: dict[str, object] = {METADATA_KEY: dict(metadata)} if metadata else {}
     offset = 0
     for tensor in tensors:
@@ -67,18 +67,18 @@ def write_checkpoint(
     progress: Progress,
     check: Callable[[Path], None] | None = None,
 ) -> int:
-    """Write atomically, tensor by tensor: each is produced in this thread while the one before it is written.
+    """Write atomically, tensor by tensor: each is produced in this thread while the previous one is written.
 
     Args:
-        path: final name; nothing appears there unless everything was written and ``check`` passed.
-        progress: called as (step, bytes done, bytes in all) before each tensor; may raise to cancel.
-        check: called with the finished temporary file before it gets its name; raises to refuse it.
+        path: final name; appears only once everything is written and ``check`` has passed.
+        progress: called as (step, bytes done, total bytes) before each tensor; may raise to cancel.
+        check: called with the finished temporary file before it is renamed; raises to reject it.
 
     Returns:
         Size of the file in bytes.
 
     Raises:
-        FileError: unwritable folder, full disk, or a tensor that is not what it was announced to be.
+        FileError: unwritable folder, full disk, or a tensor that does not match its description.
     """
     header = build_header(tensors, metadata)
     total = sum(tensor.info.nbytes for tensor in tensors)
@@ -100,22 +100,22 @@ def write_checkpoint(
 
 @contextmanager
 def _behind(file: BinaryIO) -> Iterator[Callable[[memoryview], None]]:
-    """A ``write`` that returns at once, and waits where the one before it has not yet ended."""
+    """A ``write`` that runs in the background and first waits for the previous one to finish."""
     with ThreadPoolExecutor(1, "hswq-write") as thread:
-        before: Future[int] = thread.submit(file.write, b"")
+        pending: Future[int] = thread.submit(file.write, b"")
 
         def write(data: memoryview) -> None:
-            nonlocal before
-            before.result()
-            before = thread.submit(file.write, data)
+            nonlocal pending
+            pending.result()
+            pending = thread.submit(file.write, data)
 
         yield write
-        before.result()
+        pending.result()
 
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """An OSError inside is one of reading: the writer around would take it for a full disk."""
+    """Report an OSError inside as a read error: the surrounding writer would take it for a full disk."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The members of an uncompressed zip archive as ``torch.save`` writes it, taken out without trusting it.
+"""Members of an uncompressed zip archive as written by ``torch.save``, extracted without trusting it.
 
-Only what such archives need: no compression (so nothing can grow), no encryption, no zip64 (a session is far smaller),
-no comment (so there is one directory only), and no two members of one name.
+Supports only what such archives need: no compression (so nothing can expand), no encryption, no zip64 (sessions are far
+smaller), no comment (so the directory is unambiguous), and no duplicate names.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _ENCRYPTED, _STORED = 1, 0
 
 
 def members(data: memoryview) -> dict[str, memoryview]:
-    """{name: content}, in the order of the directory; parts of ``data``, nothing is copied.
+    """{name: content}, in directory order; views into ``data``, nothing is copied.
 
     Raises:
-        ValueError: no such archive, or damaged.
+        ValueError: not such an archive, or damaged.
     """
-    found: dict[str, memoryview] = {}
-    room = len(data)
+    contents: dict[str, memoryview] = {}
+    remaining = len(data)
     for name, content in _entries(data):
-        room -= len(content)
-        if name in found or room < 0:
+        remaining -= len(content)
+        if name in contents or remaining < 0:
             raise ValueError("two members of one name or place")
-        found[name] = content
-    return found
+        contents[name] = content
+    return contents
 
 
 def _entries(data: memoryview) -> Iterator[tuple[str, memoryview]]:

@@ -1,10 +1,10 @@
-"""``torch.save``'s plain containers and tensors, read without an unpickler: nothing a file says is ever called.
+"""Reads the plain containers and tensors ``torch.save`` writes, without an unpickler: nothing from the file is called.
 
-``torch.load(weights_only=True)`` is no wall: releases before 2.6 could be made to run code by it, and it still makes
-tensors and byte arrays of any size that a few bytes ask for. Here a pickle is a list of some thirty operations that
-build dicts, lists, tuples, numbers, text and tensors; anything else is refused. What that takes is bounded by the
-file's own size: tensors are parts of it, every operation makes one small object at most, and both have a limit.
-A list or dict stands in one place only, so nothing contains itself.
+``torch.load(weights_only=True)`` is not a safe boundary: before release 2.6 it could be made to run code, and it still
+allocates tensors and byte arrays of any size at the request of a few bytes. Here a pickle may use some thirty
+operations that build dicts, lists, tuples, numbers, strings and tensors; anything else is refused. Memory is bounded by
+the file's own size: tensors are views into it, each operation makes at most one small object, and both are limited.
+A list or dict can be referenced only once, so nothing contains itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from .archive import members
 from .storages import STORAGE_DTYPES, Storages
 
-# A session of a thousand layers of 4000 channels takes 64 MB, 260 bytes and 81 operations a layer besides.
+# A session of 1000 layers of 4000 channels takes 64 MB, plus 260 bytes and 81 operations per layer.
 MAX_FILE_BYTES = 2**28
 MAX_PICKLE_BYTES = 2**23
 MAX_OPERATIONS = 1_000_000
@@ -30,7 +30,7 @@ _PICKLE, _BYTE_ORDER, _STORAGES = "data.pkl", "byteorder", "data/"
 
 @dataclass(frozen=True)
 class _Global:
-    """A name the pickle refers to: ``dtype`` for a storage class, None for the two functions that are understood."""
+    """A global the pickle refers to: ``dtype`` for a storage class, None for the two supported functions."""
 
     name: str
     dtype: torch.dtype | None = None
@@ -58,23 +58,23 @@ def read_containers(path: Path) -> object:
         data = bytearray(size)
         if file.readinto(data) != size:
             raise ValueError("a file that became shorter")
-    found = members(memoryview(data))
-    (folder, *others) = [name[: -len(_PICKLE)] for name in found if name.endswith(f"/{_PICKLE}")] or [""]
-    if others or folder.count("/") != 1 or len(found[folder + _PICKLE]) > MAX_PICKLE_BYTES:
+    contents = members(memoryview(data))
+    (folder, *others) = [name[: -len(_PICKLE)] for name in contents if name.endswith(f"/{_PICKLE}")] or [""]
+    if others or folder.count("/") != 1 or len(contents[folder + _PICKLE]) > MAX_PICKLE_BYTES:
         raise ValueError(f"no {_PICKLE}, or a large one")
-    if bytes(found.get(folder + _BYTE_ORDER, b"little")) != b"little":
+    if bytes(contents.get(folder + _BYTE_ORDER, b"little")) != b"little":
         raise ValueError("another byte order")
     start = folder + _STORAGES
-    storages = {name[len(start) :]: content for name, content in found.items() if name.startswith(start)}
-    return _Machine(bytes(found[folder + _PICKLE]), Storages(storages)).run()
+    storages = {name[len(start) :]: content for name, content in contents.items() if name.startswith(start)}
+    return _Machine(bytes(contents[folder + _PICKLE]), Storages(storages)).run()
 
 
 class _Machine:
-    """A pickle of protocol 2 at work.
+    """Stack machine for a pickle of protocol 2.
 
     Args:
         code: the pickle.
-        storages: what its tensors are parts of.
+        storages: the storages its tensors are views of.
     """
 
     def __init__(self, code: bytes, storages: Storages) -> None:
@@ -85,8 +85,8 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> object:
-        """The one object it makes."""
-        code = self._code + b"."  # ends what has no end
+        """The single object it builds."""
+        code = self._code + b"."  # stops a pickle that lacks its own stop
         for _ in range(MAX_OPERATIONS):
             operation = code[self._at]
             self._at += 1
@@ -113,7 +113,7 @@ class _Machine:
         return int.from_bytes(self.take(size), "little", signed=signed)
 
     def line(self) -> str:
-        """Up to the next line feed."""
+        """Text up to the next line feed."""
         end = self._code.find(b"\n", self._at, self._at + 100)
         if end < 0:
             raise ValueError("a name that does not end")
@@ -122,19 +122,19 @@ class _Machine:
         return text
 
     def pop(self) -> Any:
-        """The top of the stack, down to the last mark."""
+        """Pop the top of the stack, not beyond the last mark."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
             raise ValueError("a pickle that takes more than it made")
         return self.stack.pop()
 
     def since_mark(self) -> list[Any]:
-        """Everything above the last mark."""
+        """Pop everything above the last mark."""
         if not self.marks:
             raise ValueError("no mark")
         start = self.marks.pop()
-        found = self.stack[start:]
+        items = self.stack[start:]
         del self.stack[start:]
-        return found
+        return items
 
     def into(self, kind: type) -> Any:
         """The container on top of the stack."""
@@ -143,36 +143,36 @@ class _Machine:
         return self.stack[-1]
 
     def keep(self, index: int) -> None:
-        """Remember the top of the stack."""
+        """Memoize the top of the stack."""
         if not self.stack:
             raise ValueError("nothing to remember")
         self.memo[index] = self.stack[-1]
 
     def recall(self, index: int) -> None:
-        """What was remembered."""
-        found = self.memo.get(index)
-        if isinstance(found, (list, dict)) or index not in self.memo:
+        """Push a memoized object."""
+        value = self.memo.get(index)
+        if isinstance(value, (list, dict)) or index not in self.memo:
             raise ValueError("a container in two places")
-        if isinstance(found, torch.Tensor):
-            self._storages.spend(found.nbytes)
-        self.stack.append(found)
+        if isinstance(value, torch.Tensor):
+            self._storages.spend(value.nbytes)
+        self.stack.append(value)
 
     def call(self) -> None:
-        """Of the two functions that are understood: an empty dict, or a tensor."""
-        arguments, what = self.pop(), self.pop()
-        if what is _ORDERED_DICT and arguments == ():
+        """Call one of the two supported functions: makes an empty dict or a tensor."""
+        arguments, function = self.pop(), self.pop()
+        if function is _ORDERED_DICT and arguments == ():
             self.stack.append({})
-        elif what is _TENSOR and isinstance(arguments, tuple) and len(arguments) in (6, 7):
+        elif function is _TENSOR and isinstance(arguments, tuple) and len(arguments) in (6, 7):
             self.stack.append(self._storages.tensor(*arguments[:4]))
         else:
             raise ValueError("a call")
 
     def storage(self) -> None:
         """("storage", class, key, location, elements) becomes the storage as a vector."""
-        wish = self.pop()
-        if not (isinstance(wish, tuple) and len(wish) == 5 and isinstance(wish[1], _Global) and wish[1].dtype):
+        spec = self.pop()
+        if not (isinstance(spec, tuple) and len(spec) == 5 and isinstance(spec[1], _Global) and spec[1].dtype):
             raise ValueError("no storage")
-        self.stack.append(self._storages.storage(wish[1].dtype, wish[2], wish[4]))
+        self.stack.append(self._storages.storage(spec[1].dtype, spec[2], spec[4]))
 
 
 def _fill_list(machine: _Machine, items: list[Any]) -> None:
@@ -181,7 +181,7 @@ def _fill_list(machine: _Machine, items: list[Any]) -> None:
 
 def _fill_dict(machine: _Machine, items: list[Any]) -> None:
     keys = items[::2]
-    # Hashing a deep tuple would end the process.
+    # Hashing a deeply nested tuple would crash the process.
     if len(items) % 2 or not all(isinstance(key, (str, int)) for key in keys):
         raise ValueError("a dict with keys that are neither text nor whole numbers")
     machine.into(dict).update(zip(keys, items[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""Tensors as parts of the bytes a ``.pt`` really has."""
+"""Tensors as views into the bytes a ``.pt`` actually contains."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MAX_RANK = 8
 
 @dataclass(frozen=True)
 class Storage:
-    """What tensors are parts of; no tensor itself."""
+    """Memory that tensors are views of; not itself a tensor of the file."""
 
     vector: torch.Tensor
 
 
 class Storages:
-    """The storages of a file, each read when it is first asked for. All methods raise ValueError for what is not there.
+    """The storages of a file, each read on first use. All methods raise ValueError for anything that is not there.
 
     Args:
         contents: {key: bytes of a storage}, writable.
@@ -40,11 +40,11 @@ class Storages:
 
     def __init__(self, contents: Mapping[str, memoryview]) -> None:
         self._contents, self._read = contents, dict[str, Storage]()
-        # Tensors may share a storage, as parts of it or whole, but not be many times as large.
-        self._room = 2 * sum(map(len, contents.values()))
+        # Tensors may share storages, in part or whole, but must not add up to many times the file.
+        self._budget = 2 * sum(map(len, contents.values()))
 
     def storage(self, dtype: torch.dtype, key: Any, elements: Any) -> Storage:
-        """The storage ``key``, which must have so many elements of that type."""
+        """The storage ``key``, which must have exactly this many elements of this dtype."""
         if not isinstance(key, str) or key not in self._contents or type(elements) is not int:
             raise ValueError("a storage that is not there")
         content = self._contents[key]
@@ -57,7 +57,7 @@ class Storages:
         return self._read[key]
 
     def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> torch.Tensor:
-        """A dense part of a storage."""
+        """A dense view into a storage."""
         if not isinstance(storage, Storage) or not (_naturals((offset,)) and _naturals(shape)):
             raise ValueError("no tensor")
         vector, size = storage.vector, math.prod(shape[:MAX_RANK])
@@ -72,14 +72,14 @@ class Storages:
         return vector[offset : offset + size].view(shape)
 
     def spend(self, size: int) -> None:
-        """Count the bytes of a tensor, also of one that is there already: who reads them may copy each."""
-        self._room -= size
-        if self._room < 0:
+        """Count a tensor's bytes, even for one that was already built: callers may copy each."""
+        self._budget -= size
+        if self._budget < 0:
             raise ValueError("tensors of many times the file's size")
 
 
 def _vector(content: memoryview, dtype: torch.dtype) -> torch.Tensor:
-    """The bytes themselves, unless they begin where numbers of that type may not."""
+    """The bytes in place, or a copy if they are misaligned for the dtype."""
     if not content:
         return torch.empty(0, dtype=dtype)
     vector = torch.frombuffer(content, dtype=dtype)
