@@ -1,1 +1,1 @@
-"""Numbers only: number formats, clip search, second moments, compensated rounding, error measures."""
+"""Pure numerics: number formats, clip search, second moments, compensated rounding, error measures."""

@@ -1,7 +1,7 @@
-"""Cholesky factor in the place of its matrix, panel by panel: no second matrix in memory, and a call between panels.
+"""In-place Cholesky factorization, panel by panel: no second matrix in memory, and a callback between panels.
 
-Second moments of a convolution of 2,560 channels have 23,040 columns and take 2.1 GB; the library's call would hold
-them twice and answer no Cancel for as long as it lasts.
+The second moments of a convolution with 2,560 channels have 23,040 columns and take 2.1 GB; the library call would hold
+them twice and could not be cancelled while it runs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Tick = Callable[[], None]
 
 
 def factorize_(h: torch.Tensor, tick: Tick) -> bool:
-    """Turn ``h`` into L with L Lᵀ = H; above the diagonal it keeps what was there.
+    """Overwrite ``h`` with L, L Lᵀ = H; entries above the diagonal are left untouched.
 
     Args:
-        h: symmetric [k, k]; only its lower triangle is read. Used up also where it fails.
+        h: symmetric [k, k]; only its lower triangle is read. Overwritten even on failure.
         tick: called before each panel; may raise to cancel.
 
     Returns:

@@ -17,10 +17,10 @@ CANDIDATES = 200
 REFINEMENTS = 3
 FIRST_RANGE = (0.5, 1.0)  # of max|w|
 ALLOWED_RANGE = (0.1, 1.2)  # of max|w|
-# A refinement's range reaches a quarter of the range before it to either side of the best candidate.
+# Each refinement spans a quarter of the previous range on either side of the best candidate.
 REFINEMENT_SHRINK = 0.25
-# Errors this close, relatively, are equal: they differ by the rounding of their float64 sums alone. Unscaled,
-# whole ranges of limits are equally good, and noise would choose among them.
+# Errors within this relative distance are ties: they differ only by the rounding of their float64 sums. Without a
+# scale, whole ranges of limits are equally good, and noise would pick one.
 TIE = 1e-12
 
 
@@ -30,7 +30,7 @@ class Histogram:
 
     Attributes:
         centers: float64 [bins], bin centres over [0, max].
-        mass: float64 [bins], Σ importance of the weights in each bin.
+        mass: float64 [bins], summed importance of the weights in each bin.
         max: max|w|.
     """
 
@@ -46,7 +46,7 @@ class Clip:
     Attributes:
         amax: clip limit.
         mse: weighted error of the tensor at ``amax``, Σ I·(q(w)−w)² / Σ I.
-        mse_at_max: the same at max|w|; ``mse`` ≤ it always.
+        mse_at_max: the same at max|w|; always ≥ ``mse``.
     """
 
     amax: float
@@ -55,7 +55,7 @@ class Clip:
 
 
 def weighted_histogram(w: torch.Tensor, importance: torch.Tensor | None, bins: int = BINS) -> Histogram:
-    """Histogram of |w| over [0, max|w|], each weight counted with the importance of its input channel.
+    """Histogram of |w| over [0, max|w|], each weight counted by the importance of its input channel.
 
     Args:
         w: weight of any shape and floating dtype, not all zero.
@@ -64,7 +64,7 @@ def weighted_histogram(w: torch.Tensor, importance: torch.Tensor | None, bins: i
     top = largest(w)
     mass = torch.zeros(bins, dtype=torch.float64, device=w.device)
     for piece, weight in _pieces(w, importance):
-        # Divided first: bins / max overflows float32 for a layer of denormal weights.
+        # Divide first: bins / max overflows float32 for a layer of denormal weights.
         index = piece.abs().div_(top).mul_(bins).to(torch.int32).clamp_(max=bins - 1).flatten()
         each = None if weight is None else weight.to(torch.float64).expand_as(piece).flatten()
         mass += torch.bincount(index, weights=each, minlength=bins)
@@ -79,7 +79,7 @@ def histogram_errors(hist: Histogram, amax: torch.Tensor, scheme: Scheme) -> tor
         amax: float64 [k] clip limits.
 
     Returns:
-        float64 [k]; all candidates × bins in one pass with the real cast.
+        float64 [k]; all candidates × bins in one pass, using the real cast.
     """
     x = hist.centers.to(torch.float32)
     squared = scheme.rounded(x, scheme.limited(amax.to(torch.float32).unsqueeze(1))).sub_(x).square_()
@@ -88,10 +88,10 @@ def histogram_errors(hist: Histogram, amax: torch.Tensor, scheme: Scheme) -> tor
 
 
 def search_histogram(hist: Histogram, scheme: Scheme) -> float:
-    """The clip limit of least histogram error: 200 candidates in [0.5, 1]·max, then three refinements.
+    """The clip limit with the least histogram error: 200 candidates in [0.5, 1]·max, then three refinements.
 
-    max|w| is a candidate of every round; the smallest of equally good limits wins, as in the original.
-    Without importance anywhere (a dead input) every limit is equally good and nothing is clipped.
+    max|w| is a candidate in every round; ties go to the smallest limit, as in the original.
+    If all importance is zero (a dead input), every limit is equally good and nothing is clipped.
     """
     if not bool((hist.mass > 0).any()):
         return hist.max
@@ -116,20 +116,20 @@ def search_amax(w: torch.Tensor, importance: torch.Tensor | None, scheme: Scheme
     Args:
         w: weight, any floating dtype.
         importance: broadcastable over ``w`` or None.
-        scheme: with one scale a tensor, or none: there the grid does not move with amax.
+        scheme: per-tensor, or without a scale; in the latter the grid does not move with amax.
     """
     if not w.numel() or largest(w) == 0.0:
         return Clip(0.0, 0.0, 0.0)
     hist = weighted_histogram(w, importance)
-    found = search_histogram(hist, scheme)
-    at_max, at_found = clip_errors(w, importance, (hist.max, found), scheme)
-    return Clip(found, at_found, at_max) if at_found <= at_max else Clip(hist.max, at_max, at_max)
+    amax = search_histogram(hist, scheme)
+    at_max, at_amax = clip_errors(w, importance, (hist.max, amax), scheme)
+    return Clip(amax, at_amax, at_max) if at_amax <= at_max else Clip(hist.max, at_max, at_max)
 
 
 def clip_errors(
     w: torch.Tensor, importance: torch.Tensor | None, limits: Sequence[float], scheme: Scheme
 ) -> list[float]:
-    """Σ I·(q(w)−w)² / Σ I of the tensor itself at each clip limit; 0 without importance anywhere."""
+    """Σ I·(q(w)−w)² / Σ I of the tensor itself at each clip limit; 0 if all importance is zero."""
     errors = torch.zeros(len(limits), dtype=torch.float64, device=w.device)
     total = torch.zeros((), dtype=torch.float64, device=w.device)
     for piece, weight in _pieces(w, importance):
@@ -142,11 +142,11 @@ def clip_errors(
 
 
 def _pieces(w: torch.Tensor, importance: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """(float32 rows of ``w``, importance that broadcasts over them), in order; one piece on a GPU."""
+    """(float32 rows of ``w``, importance that broadcasts over them), in order; a single piece on a GPU."""
     rows = len(w) if w.device.type != "cpu" else max(1, PIECE // w[0].numel())
     if importance is not None:
         own = len(importance) if importance.dim() == w.dim() else 1
-        # Laid out like one row, or like all rows if they differ (grouped convolutions): broadcasting is slow.
+        # Materialized for one row, or for all rows if they differ (grouped convolutions): broadcasting is slow.
         importance = importance.expand(own, *w.shape[1:]).contiguous()
     for start in range(0, len(w), rows):
         weight = importance
@@ -167,7 +167,7 @@ def importance_over_weight(name: str, shape: tuple[int, ...], importance: torch.
         float32 [1, in, 1...] or, for a grouped convolution, [out, in / groups, 1, 1].
 
     Raises:
-        LayerError: wrong length, negative or non-finite values.
+        LayerError: wrong length, or negative or non-finite values.
     """
     out_channels, per_group = shape[0], shape[1]
     channels = importance.numel()

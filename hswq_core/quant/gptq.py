@@ -1,10 +1,10 @@
-"""Compensated rounding: column by column, each column's rounding error is made good by the columns after it.
+"""Compensated rounding: each column's rounding error is compensated by the columns after it.
 
-GPTQ (Frantar et al. 2022, arXiv 2210.17323) with the true cast of an 8-bit float grid as its rounding, in the form
-that needs no inverse (LDLQ, Chee et al. 2023, arXiv 2307.13304, who show that both give the same codes): with the
-layer's input second moments G, H = G + damping = L Lᵀ, and the columns sorted by rising diagonal, they are visited from
-the last to the first; to column j the errors e_i = w_i - ŵ_i of those already rounded are added as
-Σ_{i>j} e_i · L_ij / L_jj, which is the least-squares answer of the columns still free.
+GPTQ (Frantar et al. 2022, arXiv 2210.17323) with the true cast to an 8-bit float grid as its rounding, in the form that
+needs no inverse (LDLQ, Chee et al. 2023, arXiv 2307.13304, who show that both give the same codes): with the layer's
+input second moments G, H = G + damping = L Lᵀ and columns sorted by ascending diagonal, columns are visited from last
+to first, and column j is shifted by the errors e_i = w_i - ŵ_i of those already rounded, Σ_{i>j} e_i · L_ij / L_jj,
+which is the least-squares response of the columns still free.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from .cholesky import Tick, factorize_
 
-DAMPING = 0.01  # of the mean diagonal; GPTQ's value
+DAMPING = 0.01  # relative to the mean diagonal; GPTQ's value
 MOST_DAMPING = 1.0
 BLOCK = 128
 
@@ -29,9 +29,9 @@ class Rounded:
 
     Attributes:
         weight: values on the grid, in the shape of the source, float32.
-        damping: what the Cholesky factor needed, as a share of the mean diagonal; where not even ``MOST_DAMPING`` or
-            more gives one, columns are rounded to nearest.
-        dead: columns that no input ever reached.
+        damping: needed for the Cholesky factorization, relative to the mean diagonal; if it fails even at
+            ``MOST_DAMPING`` or more, columns are rounded to nearest.
+        dead: number of columns whose input is always zero.
     """
 
     weight: torch.Tensor
@@ -40,20 +40,20 @@ class Rounded:
 
 
 def never_cancelled() -> None:
-    """A tick that lets everything go on."""
+    """A tick that never cancels."""
 
 
 def compensated(
     w: torch.Tensor, gram: torch.Tensor, cast: Cast, *, damping: float = DAMPING, tick: Tick = never_cancelled
 ) -> Rounded:
-    """Round ``w`` so that the error of its outputs, not of its weights, is small.
+    """Round ``w`` to minimize the error of its outputs rather than of its weights.
 
     Args:
         w: finite weight [out, ...], flattened to [out, k]; float32.
         gram: G [k, k], float32, on the device of ``w``.
         cast: values -> nearest values on the grid, any shape.
-        damping: of the mean diagonal, added to it; ten times as much is tried until the factor exists.
-        tick: called every second or so of work; may raise to cancel.
+        damping: added to the diagonal, relative to its mean; multiplied by ten until the factorization succeeds.
+        tick: called about once per second of work; may raise to cancel.
     """
     rows = w.reshape(len(w), -1).to(torch.float32)
     dead = gram.diagonal() <= 0
@@ -78,25 +78,25 @@ def _factor(
         if factorize_(h, tick):
             return h, damping
         if damping >= MOST_DAMPING:
-            return h.zero_().fill_diagonal_(1.0), damping  # nearest: nothing to compensate with
+            return h.zero_().fill_diagonal_(1.0), damping  # round to nearest: no compensation
         damping *= 10
 
 
 def _sweep(w: torch.Tensor, lower: torch.Tensor, cast: Cast, tick: Tick) -> torch.Tensor:
-    """Columns of ``w`` [out, k] rounded from the last to the first."""
+    """Round the columns of ``w`` [out, k] from last to first."""
     rounded, errors = torch.empty_like(w), torch.empty_like(w)
     columns = w.shape[1]
     for stop in range(columns, 0, -BLOCK):
         tick()
         start = max(0, stop - BLOCK)
         share = lower[:, start:stop] / lower.diagonal()[start:stop]
-        # Transposed, a column is one piece of memory: two to three times as fast.
+        # Transposed, each column is contiguous: two to three times as fast.
         block = (w[:, start:stop] + errors[:, stop:] @ share[stop:]).T.contiguous()
         own, done = share[start:stop], torch.empty_like(block)
-        missed = w[:, start:stop].T.contiguous()
+        error = w[:, start:stop].T.contiguous()
         for j in reversed(range(stop - start)):
             done[j] = cast(block[j])
-            missed[j] -= done[j]
-            block[:j].addr_(own[j, :j], missed[j])
-        rounded[:, start:stop], errors[:, start:stop] = done.T, missed.T
+            error[j] -= done[j]
+            block[:j].addr_(own[j, :j], error[j])
+        rounded[:, start:stop], errors[:, start:stop] = done.T, error.T
     return rounded

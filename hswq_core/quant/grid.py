@@ -1,6 +1,6 @@
-"""The FP8 grid: codes, cast, scale rule. The only float8 cast of the project.
+"""The FP8 grid: codes, cast, scale rule. The only float8 cast in the project.
 
-``scale`` is everywhere the float32 multiplier **at dequantize**.
+``scale`` always means the float32 multiplier **at dequantize**.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-# Weights worked on at a time on the CPU: what is made of them stays in its cache, which is four times as fast as
-# whole layers (measured on 13 million weights; 2^17 to 2^20 are alike).
+# Weights processed at a time on the CPU, so that intermediates stay in cache: four times as fast as whole layers
+# (measured on 13 million weights; 2^17 to 2^20 perform alike).
 PIECE = 2**18
 
-# Below so many codes torch's own conversion is faster than calling six operations.
+# Below this many codes torch's own conversion is faster than six operator calls.
 WIDEN_LEAST = 2**14
 
 
@@ -26,7 +26,7 @@ class Grid:
         dtype: the torch storage dtype.
         max: largest finite value.
         max_code: its code.
-        nan_code: code of NaN, but for the sign.
+        nan_code: code of NaN, ignoring the sign.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Grid:
         return codes[codes.isfinite()].unique(sorted=True)
 
     def scale(self, amax: float | torch.Tensor) -> torch.Tensor:
-        """float32 scale that maps ``amax`` onto the largest code: amax / max.
+        """float32 scale that maps ``amax`` to the largest code: amax / max.
 
-        An all-zero tensor (amax 0) gets scale 1, so that 0 / scale stays 0 instead of NaN.
-        The smallest normal float32 bounds it from below for the same reason.
+        An all-zero tensor (amax 0) gets scale 1, so that 0 / scale is 0 instead of NaN.
+        For the same reason the scale is at least the smallest normal float32.
         """
         scale = torch.as_tensor(amax, dtype=torch.float32) / self.max
         tiny = torch.finfo(torch.float32).tiny
         return torch.where(scale > 0, scale.clamp(min=tiny), torch.ones_like(scale))
 
     def cast(self, x: torch.Tensor) -> torch.Tensor:
-        """Round to the nearest code, ties to even, saturating at ±max (a bare cast gives NaN)."""
+        """Round to the nearest code, ties to even, saturating at ±max (a bare cast would give NaN)."""
         return x.clamp(-self.max, self.max).to(self.dtype)
 
     def dequantize(
@@ -62,11 +62,11 @@ class Grid:
             w = _widened(codes)
             return (w if scale is None else w.mul_(scale)).to(dtype)
         w = codes.to(dtype)  # exact in every 16-bit type
-        # One kernel that multiplies in float32, for any dtype: a scale of rank 0 would be rounded to it before.
+        # One kernel that multiplies in float32 for any dtype; a rank-0 scale would first be rounded to that dtype.
         return w if scale is None else torch.mul(w, scale.reshape(scale.shape or (1,)), out=w)
 
     def largest_code(self, codes: torch.Tensor) -> int:
-        """The largest code but for the sign; ``nan_code`` if there is a NaN, 0 without codes."""
+        """The largest code, ignoring signs; ``nan_code`` if there is a NaN, 0 for no codes."""
         return int((codes.view(torch.uint8) & self.nan_code).amax()) if codes.numel() else 0
 
     def nearest(self, x: torch.Tensor) -> torch.Tensor:
@@ -75,21 +75,21 @@ class Grid:
 
 
 def pieces(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """``x`` in flat pieces of ``PIECE`` on the CPU, as one on a GPU."""
+    """``x`` in flat pieces of ``PIECE`` on the CPU, in one piece on a GPU."""
     flat = x.flatten()
     return flat.split(PIECE) if x.device.type == "cpu" else (flat,)
 
 
 def by_channel(values: torch.Tensor, rank: int) -> torch.Tensor:
-    """One value as [], one for each output channel as [out, 1, ...]: broadcasts over a weight of ``rank``."""
+    """A single value as [], per-channel values as [out, 1, ...]: broadcasts over a weight of ``rank``."""
     return values.reshape((-1, *[1] * (rank - 1)) if values.numel() > 1 else ())
 
 
 def _widened(codes: torch.Tensor) -> torch.Tensor:
-    """float32 of 8-bit codes on the CPU, where torch's own conversion of float8_e4m3fn takes five times as long.
+    """8-bit codes as float32 on the CPU, where torch's own conversion of float8_e4m3fn takes five times as long.
 
-    Sign, exponent and mantissa go, seven bits up, where float16 has them; its exponents start 8 lower. Codes of NaN
-    would become 480 and leave it to torch, and so do other formats.
+    Shifted up seven bits, sign, exponent and mantissa line up with float16, whose exponents start 8 lower. NaN codes
+    would become 480, so tensors with NaN are left to torch, and so are other formats.
     """
     if codes.dtype != torch.float8_e4m3fn or codes.numel() < WIDEN_LEAST:
         return codes.to(torch.float32)
@@ -113,6 +113,6 @@ def largest_of_channels(w: torch.Tensor) -> torch.Tensor:
 
 
 def largest(w: torch.Tensor) -> float:
-    """max|w| without a copy of ``w``; NaN if there is one."""
+    """max|w| without copying ``w``; NaN if ``w`` contains one."""
     low, high = torch.aminmax(w)
     return max(-low.item(), high.item())

@@ -11,12 +11,12 @@ from .grid import pieces
 
 
 def relative_error(reference: torch.Tensor, approximation: torch.Tensor) -> float:
-    """‖x − x̂‖₂ / ‖x‖₂ in float64; 0 for two zero tensors, inf for error on a zero reference."""
+    """‖x − x̂‖₂ / ‖x‖₂ in float64; 0 for two zero tensors, inf for any error on a zero reference."""
     return relative_error_of(zip(pieces(reference), pieces(approximation), strict=True))
 
 
 def relative_error_of(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """``relative_error`` of tensors that come in pieces, (reference, approximation) each."""
+    """``relative_error`` of tensors given in pieces, each a pair (reference, approximation)."""
     noise = signal = 0.0
     for reference, approximation in pairs:
         exact = reference.to(torch.float64)
@@ -28,12 +28,12 @@ def relative_error_of(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> flo
 
 
 def sqnr_db(reference: torch.Tensor, approximation: torch.Tensor) -> float:
-    """Signal to quantization noise ratio, 20·log10(‖x‖/‖x − x̂‖) in dB; inf when equal."""
+    """Signal-to-quantization-noise ratio, 20·log10(‖x‖/‖x − x̂‖) in dB; inf when equal."""
     return error_to_db(relative_error(reference, approximation))
 
 
 def error_to_db(relative: float) -> float:
-    """A relative error as dB: −20·log10(e)."""
+    """A relative error in dB: −20·log10(e)."""
     return math.inf if relative == 0.0 else -20.0 * math.log10(relative)
 
 

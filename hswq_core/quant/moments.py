@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs: G = XᵀX / n, from which the error of any rounding follows without a forward.
+"""Second moments of a layer's inputs, G = XᵀX / n: they give the output error of any rounding without a forward.
 
 For a rounding error Δ = Ŵ - W the mean squared change of the layer's output is tr(Δ G Δᵀ) per row.
 """
@@ -11,18 +11,18 @@ import torch
 
 from ..errors import LayerError
 
-# Columns of the second moments that are summed in one product. They are symmetric: with 512 at a time a layer of 2,880
-# columns or more takes 1.7 to 1.9 times less than the whole product does (2 CPU threads).
+# Columns of the second moments summed in one product. Only the lower part is computed, since they are symmetric: with
+# 512 at a time, layers of 2,880 columns or more are 1.7 to 1.9 times faster than with one full product (2 CPU threads).
 PANEL = 512
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the input rows of a layer.
+    """First and second moments of a layer's input rows.
 
     Attributes:
         gram: G = XᵀX / n, float32 [k, k].
-        mean: of the rows, float32 [k].
+        mean: mean row, float32 [k].
         rows: n.
     """
 
@@ -43,9 +43,9 @@ class Gram:
     """Accumulates moments over calls.
 
     Args:
-        name: of the layer, for errors.
+        name: the layer's name, for errors.
         width: k.
-        device: to sum on; None: that of the inputs.
+        device: where to accumulate; None: the device of the inputs.
     """
 
     def __init__(self, name: str, width: int, device: torch.device | None = None) -> None:
@@ -60,7 +60,7 @@ class Gram:
         if self._sum is None or self._mean is None:
             self._sum = torch.zeros(self.width, self.width, dtype=torch.float32, device=rows.device)
             self._mean = torch.zeros(self.width, dtype=torch.float64, device=rows.device)
-        # Divided at the end: a running mean would round once a call more.
+        # Divided at the end: a running mean would add a rounding per call.
         for start in range(0, self.width, PANEL):
             panel = slice(start, start + PANEL)
             self._sum[start:, panel].addmm_(rows[:, start:].T, rows[:, panel])
@@ -68,10 +68,10 @@ class Gram:
         self.rows += len(rows)
 
     def moments(self) -> Moments:
-        """What was added so far, given away: there is one such matrix in memory.
+        """The moments so far. Reuses the accumulator in place, so that only one such matrix is in memory.
 
         Raises:
-            LayerError: that is nothing, or a value is not finite.
+            LayerError: no rows were added, or a value is not finite.
         """
         if self._sum is None or self._mean is None:
             raise no_finite_input(self.name, "no input")
@@ -82,7 +82,7 @@ class Gram:
 
 
 def mirrored_(lower: torch.Tensor) -> torch.Tensor:
-    """A square matrix whose part right of the panels on its diagonal becomes what is below them, in place."""
+    """Complete a symmetric matrix in place: mirror the part below the diagonal panels to their right."""
     for stop in range(PANEL, len(lower), PANEL):
         panel = slice(stop - PANEL, stop)
         lower[panel, stop:] = lower[stop:, panel].T
@@ -90,7 +90,7 @@ def mirrored_(lower: torch.Tensor) -> torch.Tensor:
 
 
 def require_width(name: str, rows: torch.Tensor, width: int) -> None:
-    """Raise LayerError for input rows [n, k] of another k."""
+    """Raise LayerError unless the input rows [n, k] have k = ``width``."""
     if rows.shape[-1] != width:
         raise LayerError(
             f"Layer {name}, input rows",
@@ -101,7 +101,7 @@ def require_width(name: str, rows: torch.Tensor, width: int) -> None:
 
 
 def no_finite_input(name: str, got: str) -> LayerError:
-    """The error of a layer whose inputs cannot be used."""
+    """The error for a layer with unusable inputs."""
     return LayerError(
         f"Layer {name}, its input",
         got=got,
@@ -114,7 +114,7 @@ def output_error(delta: torch.Tensor, gram: torch.Tensor) -> float:
     """tr(Δ G Δᵀ): mean squared change of a layer's output, summed over its channels.
 
     Args:
-        delta: Ŵ - W, [out, ...], flattened to [out, k]; of a grouped convolution [out, k / groups].
+        delta: Ŵ - W, [out, ...], flattened to [out, k]; [out, k / groups] for a grouped convolution.
         gram: G [k, k].
     """
     rows = over_all_inputs(delta.reshape(len(delta), -1).to(torch.float32), len(gram))
@@ -122,7 +122,7 @@ def output_error(delta: torch.Tensor, gram: torch.Tensor) -> float:
 
 
 def over_all_inputs(rows: torch.Tensor, columns: int) -> torch.Tensor:
-    """[out, k / groups] -> [out, k]: zero for the inputs of the other groups."""
+    """[out, k / groups] -> [out, k]: block-diagonal, zero for the inputs of the other groups."""
     groups = columns // rows.shape[1]
     blocks = rows.chunk(groups)
     return rows if groups == 1 else torch.block_diag(*blocks)
@@ -130,13 +130,13 @@ def over_all_inputs(rows: torch.Tensor, columns: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """Input rows of a layer that its rounding has not seen, to decide by.
+    """Held-out input rows of a layer, used to choose between roundings.
 
-    They are few: for a convolution of 2,560 channels some 100 MB, where their second moments are 2.1 GB.
+    There are few: about 100 MB for a convolution of 2,560 channels, whose second moments take 2.1 GB.
 
     Attributes:
         matrix: float32 [n, k].
-        mean: of the rows, float32 [k].
+        mean: mean row, float32 [k].
     """
 
     matrix: torch.Tensor
@@ -147,13 +147,13 @@ class Rows:
         return Rows(self.matrix.to(device), self.mean.to(device))
 
     def error(self, delta: torch.Tensor) -> float:
-        """Mean squared change |Δ x|² of the layer's output, summed over its channels; as ``Moments.error``."""
+        """Mean squared change |Δ x|² of the layer's output, summed over its channels; like ``Moments.error``."""
         rows = over_all_inputs(delta.reshape(len(delta), -1).to(torch.float32), self.matrix.shape[1])
         return float((self.matrix @ rows.T).square().sum(dtype=torch.float64)) / len(self.matrix)
 
 
 class Held:
-    """Collects rows, and turns them into moments once those are smaller.
+    """Collects held-out rows, converting them to moments once those are smaller.
 
     Args:
         name, width, device: as for ``Gram``.
@@ -170,7 +170,7 @@ class Held:
         if self._gram is not None:
             self._gram.add(rows)
             return
-        # Copied: an activation may be changed in place behind the layer.
+        # Copied: later code may modify the activation in place.
         self._parts.append(rows.to(self.device or rows.device, copy=True))
         if sum(map(len, self._parts)) > self.width:
             self._gram = Gram(self.name, self.width, self.device)
@@ -178,7 +178,7 @@ class Held:
                 self._gram.add(self._parts.pop(0))
 
     def inputs(self) -> Rows | Moments:
-        """What was added. Raises LayerError if that is nothing, or a value is not finite."""
+        """The rows or their moments. Raises LayerError if no rows were added, or a value is not finite."""
         if self._gram is not None:
             return self._gram.moments()
         if not self._parts:

@@ -1,1 +1,1 @@
-"""How one layer's weight can be stored and run: one file a scheme, one table of them all."""
+"""Ways to store and run a layer's weight: one file per scheme, and a table of all of them."""

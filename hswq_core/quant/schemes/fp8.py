@@ -1,4 +1,4 @@
-"""FP8 e4m3fn: one scale a tensor, one an output channel, or none."""
+"""FP8 e4m3fn: scaled per tensor, per output channel, or not at all."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Fp8(Scheme):
         return FLOAT8_E4M3FN.dequantize(codes, None)
 
     def activations(self, x: torch.Tensor, amax: float) -> torch.Tensor:
-        """Rounded to FP8 with the scale amax / 448, as ComfyUI multiplies in FP8."""
+        """Rounded to FP8 with scale amax / 448, as ComfyUI does for FP8 matmuls."""
         return self.rounded(x, self.at(amax, x.device)).to(x.dtype)
 
 
 class Fp8Channel(Fp8):
-    """A scale for each output channel; only HSWQ Loader reads it."""
+    """One scale per output channel; only HSWQ Loader reads it."""
 
     name = "fp8_channel"
     granularity = CHANNEL

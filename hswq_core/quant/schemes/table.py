@@ -20,19 +20,19 @@ def scheme_named(name: str) -> Scheme:
 
 
 def holds_codes(dtype: torch.dtype) -> bool:
-    """Whether a weight of this dtype in a file is quantized, by whomever."""
+    """Whether a weight of this dtype in a file is quantized, by any tool."""
     return dtype in FLOAT8_DTYPES or any(row.dtype == dtype for row in SCHEMES.values())
 
 
 def scheme_stored(dtype: torch.dtype, scales: int, number_format: str | None = None) -> Scheme | None:
-    """The scheme that a tensor in a file is stored by; None: by none of the table.
+    """The scheme a tensor in a file is stored in; None: not in the table.
 
     Args:
-        dtype: of the weight in the file.
-        scales: how many numbers its scale has; 0: it has none.
-        number_format: what its ``comfy_quant`` says; None: it has none.
+        dtype: dtype of the weight in the file.
+        scales: number of elements of its scale; 0: no scale.
+        number_format: the format in its ``comfy_quant``; None: no ``comfy_quant``.
     """
     granularity = CHANNEL if scales > 1 else TENSOR
     rows = (row for row in SCHEMES.values() if row.dtype == dtype and row.scaled == bool(scales))
-    fitting = [row for row in rows if number_format in (None, row.number_format)]
-    return next((row for row in fitting if not row.scaled or row.granularity == granularity), None)
+    matches = [row for row in rows if number_format in (None, row.number_format)]
+    return next((row for row in matches if not row.scaled or row.granularity == granularity), None)
