@@ -1,1 +1,1 @@
-"""What a model is made of: layers and their kinds, families, presets, the fingerprint that tells models apart."""
+"""The parts of a model: layers and their kinds, families, presets, and the fingerprint that identifies it."""

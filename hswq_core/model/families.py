@@ -1,4 +1,4 @@
-"""Model families: one row each. Differences between models live here and nowhere else."""
+"""Model families, one row each. All differences between models live here."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class NeverQuantized:
-    """Layers that stay in the source's precision whatever the budget.
+    """Layers that stay in the source's precision regardless of the budget.
 
     Attributes:
-        pattern: regular expression on the whole layer name.
+        pattern: regular expression matched against the whole layer name.
         reason: shown in the report.
-        source: who else keeps it.
+        source: other tools that keep it too.
     """
 
     pattern: str
@@ -28,12 +28,12 @@ class Family:
 
     Attributes:
         name: shown to the user, written to sessions and headers.
-        keys: state-dict keys (without the diffusion-model prefix) that together identify it.
+        keys: state-dict keys (without the diffusion-model prefix) that must all be present.
         without: keys that must be absent.
-        never: layers never quantized.
-        rows: {key: first dimension it must have}, where sizes tell what names do not.
-        text_encoder: opened by Load CLIP, not by loaders of diffusion models.
-        stock_scales: whether ComfyUI's loader of it reads ``weight_scale``; one that does not would run the codes.
+        never: layers that are never quantized.
+        rows: {key: required first dimension}, where names alone are ambiguous.
+        text_encoder: opened by Load CLIP, not by diffusion model loaders.
+        stock_scales: whether ComfyUI's loader for it applies ``weight_scale``; otherwise it would run the bare codes.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Family:
     stock_scales: bool = True
 
     def matches(self, shapes: Mapping[str, Sequence[int]]) -> bool:
-        """Whether a model of these keys and shapes is one of the family."""
+        """Whether a model with these keys and shapes belongs to the family."""
         return (
             all(key in shapes for key in self.keys)
             and not any(key in shapes for key in self.without)
@@ -81,7 +81,7 @@ _SIGHT = NeverQuantized(r"(visual|vision_model|multi_modal_projector)\..*", "see
 _T5_FIRST = "encoder.block.0.layer.0.SelfAttention.k.weight"
 _T5_WIDE = "encoder.block.23.layer.1.DenseReluDense.wi_1.weight"
 
-# First match wins. SDXL and SD1.5 share their layout; SDXL alone has the second conditioning vector.
+# First match wins. SDXL and SD1.5 share a layout; only SDXL has the second conditioning vector.
 # Lumina 2 modulates through SiLU then Linear (index 1), Z-Image through a Linear alone (index 0).
 FAMILIES = (
     Family("SDXL", ("input_blocks.0.0.weight", "label_emb.0.0.weight", "out.2.weight"), never=_UNET_ENDS),
@@ -107,7 +107,8 @@ FAMILIES = (
         ("cap_embedder.1.weight", "noise_refiner.0.attention.k_norm.weight", "layers.0.adaLN_modulation.1.weight"),
         never=_LUMINA_ENDS,
     ),
-    # ComfyUI reads scales of T5-XXL and of language models alone (comfy/sd.py: t5xxl_detect, llama_detect).
+    # Among text encoders ComfyUI reads scales only for T5-XXL and language models (comfy/sd.py: t5xxl_detect,
+    # llama_detect).
     Family("T5-XXL", (_T5_FIRST,), never=_TEXT_ENCODER, rows={_T5_WIDE: 10240}, text_encoder=True),
     Family("T5", (_T5_FIRST,), never=_TEXT_ENCODER, text_encoder=True, stock_scales=False),
     Family(
@@ -129,14 +130,14 @@ GENERIC = Family("generic", ())
 
 
 def detect_family(shapes: Mapping[str, Sequence[int]]) -> Family:
-    """The first family that matches; ``GENERIC`` for any other model.
+    """The first matching family; ``GENERIC`` if none matches.
 
     Args:
-        shapes: {state-dict key without the diffusion-model prefix: shape of the tensor}.
+        shapes: {state-dict key without the diffusion-model prefix: tensor shape}.
     """
     return next((family for family in FAMILIES if family.matches(shapes)), GENERIC)
 
 
 def family_named(name: str) -> Family:
-    """The row called ``name``; an unknown name (a session of a newer release) is treated as generic."""
+    """The row called ``name``; ``GENERIC`` for unknown names (from a newer release's session)."""
     return next((family for family in FAMILIES if family.name == name), GENERIC)

@@ -1,4 +1,4 @@
-"""Which model are these statistics of? Layer names and shapes, and a sample of the weights."""
+"""Identifies the model that statistics belong to, by layer names, shapes and a sample of its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ..errors import SessionError
 
 SAMPLES_PER_LAYER = 4
-# A bfloat16 copy of a model differs by 0.11 % (uniform rounding, 2^-9/√3), a fine-tune by several per cent.
+# A bfloat16 copy of a model differs by 0.11 % (uniform rounding, 2^-9/√3), a fine-tune by several percent.
 SAME_WEIGHTS_TOLERANCE = 0.005
 
 
@@ -21,9 +21,9 @@ class Fingerprint:
 
     Attributes:
         layout: sha256 (hex) over "name kind shape" of every Linear and Conv2d, sorted by name.
-        weights: float32 [n_layers · 4]: four weights of every layer, layers sorted by name, evenly spaced
-            in the flattened weight. A sample instead of a hash, because the same model loaded as float16,
-            bfloat16 or float32 must match itself.
+        weights: float32 [n_layers · 4]: four evenly spaced elements of every layer's flattened weight, layers sorted
+            by name. A sample instead of a hash, because the same model loaded as float16, bfloat16 or float32 must
+            match itself.
     """
 
     layout: str
@@ -31,7 +31,7 @@ class Fingerprint:
 
     @property
     def short(self) -> str:
-        """Twelve hex digits for headers and reports."""
+        """The first twelve hex digits, for headers and reports."""
         return self.layout[:12]
 
     def require_same(self, other: Fingerprint, what: str) -> None:
@@ -44,7 +44,7 @@ class Fingerprint:
                 remedy="Use another session name for this model, or connect the model the session belongs to.",
             )
         distance = (torch.linalg.vector_norm(self.weights - other.weights) / _norm(self.weights)).item()
-        if not distance <= SAME_WEIGHTS_TOLERANCE:  # nor if it is NaN
+        if not distance <= SAME_WEIGHTS_TOLERANCE:  # also catches NaN
             raise SessionError(
                 what,
                 got=f"the same architecture with other weights ({distance:.1%} apart)",
@@ -64,11 +64,11 @@ def layout_hash(layers: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
 
 
 def sample_weights(names: Iterable[str], read: Callable[[str], torch.Tensor]) -> torch.Tensor:
-    """Four evenly spaced elements of every layer's weight as float32 [n·4]; ``read(name)`` gives the weight."""
+    """Four evenly spaced elements of every layer's weight as float32 [n·4]; ``read(name)`` returns the weight."""
     samples = []
     for name in sorted(names):
         flat = read(name).reshape(-1)
-        # In integers: float32 cannot count the 29 million weights of SDXL's largest convolution.
+        # Integer arithmetic: float32 cannot index the 29 million weights of SDXL's largest convolution.
         last = flat.numel() - 1
         index = torch.tensor([i * last // (SAMPLES_PER_LAYER - 1) for i in range(SAMPLES_PER_LAYER)])
         samples.append(flat[index.to(flat.device)].to("cpu", torch.float32))

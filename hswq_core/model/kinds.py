@@ -1,4 +1,4 @@
-"""Kinds of layers that are observed and quantized: one row each. What differs between them stands here only."""
+"""Kinds of layers that are observed and quantized, one row each. All differences between them live here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import LayerError
 
 @dataclass(frozen=True)
 class Window:
-    """Which inputs one output of a layer sees: of a convolution its kernel, of a Linear one position (the defaults)."""
+    """The inputs one output depends on: a convolution's kernel window, or one position for a Linear (the defaults)."""
 
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
@@ -30,18 +30,18 @@ class LayerKind:
     """One row.
 
     Attributes:
-        name: type name of the module. Not its class: ComfyUI's mixed-precision Linear is no subclass of
+        name: type name of the module. Not its class: ComfyUI's mixed-precision Linear does not subclass
             torch.nn.Linear.
-        rank: of the weight.
-        input_ranks: that the layer may be called with.
-        axis: of the input's channels, counted from the end.
-        grouped: whether output channels may see a part of the input channels only.
-        channels: module -> C_in, all groups together.
-        window: module -> which inputs an output sees.
-        rows: (x, window) -> rows whose product with the flattened weight [out, k] is the output, float32 [n, k], in
-            parts.
-        count: (x, window) -> how many rows ``rows`` makes of x.
-        columns: module -> k, all groups together.
+        rank: rank of the weight.
+        input_ranks: input ranks the layer accepts.
+        axis: the input's channel axis, counted from the end.
+        grouped: whether output channels may depend on only some of the input channels.
+        channels: module -> C_in over all groups.
+        window: module -> the inputs one output depends on.
+        rows: (x, window) -> im2col rows, whose product with the flattened weight [out, k] is the output, float32
+            [n, k], in parts.
+        count: (x, window) -> number of rows that ``rows`` yields for x.
+        columns: module -> k over all groups.
         apply: (module, x, weight, bias or None) -> the layer's output with this weight.
     """
 
@@ -58,7 +58,7 @@ class LayerKind:
     apply: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
     def channel_axis(self, rank: int, layer: str) -> int:
-        """Axis of the channels of a ``rank``-dimensional input; LayerError, naming ``layer``, for other ranks."""
+        """Channel axis of a ``rank``-dimensional input; LayerError, naming ``layer``, for unsupported ranks."""
         if rank in self.input_ranks:
             return rank - self.axis
         *most, last = map(str, self.input_ranks)
@@ -79,7 +79,7 @@ def _linear_apply(_module: Any, x: torch.Tensor, weight: torch.Tensor, bias: tor
 
 
 def _conv2d_rows(x: torch.Tensor, window: Window) -> Iterator[torch.Tensor]:
-    """One part an image of [B, C, H, W] or [C, H, W]; k = C · kh · kw."""
+    """One part per image of [B, C, H, W] or [C, H, W]; k = C · kh · kw."""
     for image in x if x.dim() == 4 else x[None]:
         columns = functional.unfold(
             image[None].to(torch.float32),
@@ -139,5 +139,5 @@ NAMES = " and ".join(KINDS)
 
 
 def kind_of(module: Any) -> LayerKind:
-    """The row of a layer's module, one whose type name is in ``KINDS``."""
+    """The row for a layer's module, whose type name must be in ``KINDS``."""
     return KINDS[type(module).__name__]

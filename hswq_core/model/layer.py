@@ -11,7 +11,7 @@ WEIGHT, BIAS = ".weight", ".bias"
 
 
 def weight_key(layer: str, prefix: str = "") -> str:
-    """Key of a layer's weight in a file or state dict whose diffusion model's keys begin with ``prefix``."""
+    """Key of a layer's weight in a file or state dict where the diffusion model's keys start with ``prefix``."""
     return f"{prefix}{layer}{WEIGHT}"
 
 
@@ -21,7 +21,7 @@ def bias_key(layer: str, prefix: str = "") -> str:
 
 
 def layer_of(key: str, prefix: str = "") -> str | None:
-    """The layer that ``key`` is the weight of; None for any other key."""
+    """The layer whose weight has this key; None for any other key."""
     is_weight = key.startswith(prefix) and key.endswith(WEIGHT)
     return key[len(prefix) : -len(WEIGHT)] if is_weight else None
 
@@ -31,10 +31,10 @@ class Layer:
     """One layer of the source.
 
     Attributes:
-        name: inside the diffusion model.
+        name: layer name inside the diffusion model.
         kind: a row of ``KINDS``.
         shape: weight shape.
-        dtype: of the source's weight.
+        dtype: dtype of the weight in the source.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What users may ask of a file beyond its family's rules: one row each."""
+"""Presets: options users can choose beyond the family's rules, one row each."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Preset:
     """One row.
 
     Attributes:
-        name: what users choose.
+        name: the option's value.
         help: one phrase.
-        drop: regular expressions on whole keys: such tensors are left out of the file.
+        drop: regular expressions matched against whole keys; matching tensors are left out of the file.
         keep: layers that stay in the source's precision.
     """
 
@@ -32,7 +32,7 @@ class Preset:
     keep: tuple[NeverQuantized, ...] = ()
 
     def drops(self, key: str) -> bool:
-        """Whether a tensor is left out."""
+        """Whether the tensor ``key`` is left out."""
         return any(re.fullmatch(pattern, key) for pattern in self.drop)
 
 
@@ -63,7 +63,7 @@ def preset_named(name: str) -> Preset:
 
 
 class Remaining:
-    """A source without the tensors that a preset drops."""
+    """A source minus the tensors a preset drops."""
 
     def __init__(self, source: TensorSource, preset: Preset) -> None:
         self._source = source
