@@ -101,7 +101,7 @@ class Descent:
 
 
 def _sweep(w: torch.Tensor, rounded: torch.Tensor, a: torch.Tensor, pull: torch.Tensor, cast: Cast) -> None:
-    """Round every column of ``w`` [k, out] once, into ``rounded`` [k, out]; columns not yet rounded must equal ``w``."""
+    """Round every column of ``w`` [k, out] once into ``rounded`` [k, out], where unrounded columns must equal ``w``."""
     error = a.T @ (rounded - w)
     for start in range(0, len(w), BLOCK):
         part = slice(start, start + BLOCK)
