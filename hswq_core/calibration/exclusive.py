@@ -1,4 +1,4 @@
-"""A session's file for one process alone: what calibration, the nodes and the command line all take to write it."""
+"""Exclusive access to a session file, taken by calibration, the nodes and the command line before writing it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from ..errors import SessionError
 from ..files.locks import locked
 
-# Seconds to wait for another process that saves the same session: 512 MB of states on a slow drive take about so
-# long. Guess. Within a run a hung process must not cost that at every save: the next one brings it along.
+# Seconds to wait for another process that is saving the same session: about as long as 512 MB of states take on a slow
+# drive (guess). Within a run a hung process must not cost that on every save: the next save includes what was skipped.
 PATIENCE, PATIENCE_WITHIN_A_RUN = 20.0, 5.0
 
 
 def alone(session: Path, patience: float = PATIENCE) -> AbstractContextManager[None]:
-    """Load, merge and save as one step for all processes that write the same session.
+    """Make load, merge and save atomic among all processes that write the same session.
 
     Raises:
-        SessionError: another process does not let go of it for ``patience`` seconds.
-        FileError: the lock's file cannot be made.
+        SessionError: another process holds it for longer than ``patience`` seconds.
+        FileError: the lock file cannot be created.
     """
     busy = SessionError(
         f"Session {session.stem}",
@@ -30,5 +30,5 @@ def alone(session: Path, patience: float = PATIENCE) -> AbstractContextManager[N
 
 
 def alone_if_there(session: Path) -> AbstractContextManager[object]:
-    """The same to read it; no lock is left where there is no session."""
+    """Like ``alone``, for reading; leaves no lock file behind if there is no session."""
     return alone(session) if session.is_file() else nullcontext()

@@ -1,4 +1,4 @@
-"""Sessions of one model, recorded apart, added up as if one had recorded them all; their recorded calls too."""
+"""Merges separately recorded sessions of one model, and their recorded calls, as if recorded in a single session."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .states_file import load_states, save_states, states_path
 
 @dataclass(frozen=True)
 class Part:
-    """What one session gave: its name, model calls, pictures and recorded calls (None: it has no states file)."""
+    """One session's contribution: name, model calls, pictures and recorded calls (None: no states file)."""
 
     name: str
     calls: int
@@ -28,14 +28,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Merged:
-    """The sum of sessions, not yet saved; ``sample`` is None if none of them has recorded calls."""
+    """The merged session, not yet saved; ``sample`` is None if no session has recorded calls."""
 
     session: Session
     sample: Sample | None
     parts: tuple[Part, ...]
 
     def report(self, name: str) -> str:
-        """What is in it, and a line for each part."""
+        """Summary of the merged session, with a line for each part."""
         states = 0 if self.sample is None else len(self.sample.states)
         lines = [f"{name}: {self.session.summary()}, {states} recorded calls. The sum of:"]
         for part in self.parts:
@@ -45,14 +45,14 @@ class Merged:
 
 
 def merge_files(paths: Sequence[Path]) -> Merged:
-    """Add up the sessions at ``paths``; nothing is written. The order of ``paths`` does not matter, bit by bit.
+    """Add up the sessions at ``paths`` without writing anything. Bit-identical for any order of ``paths``.
 
     Args:
-        paths: two ``.pt`` or more.
+        paths: two or more ``.pt`` files.
 
     Raises:
         SettingError: fewer than two.
-        SessionError: missing, damaged, of different models, or two that hold the same recordings.
+        SessionError: a session is missing, damaged or of another model, or two contain the same recordings.
     """
     if len(paths) < 2:
         raise SettingError(
@@ -62,18 +62,18 @@ def merge_files(paths: Sequence[Path]) -> Merged:
     parts: list[Part] = []
     begun: dict[float, str] = {}
     sample = Sample(MAX_STATES)
-    for path in sorted(paths):  # float64 addition knows an order
+    for path in sorted(paths):  # float64 addition is not associative
         with alone_if_there(path):
             session = load_session(path)
-            found = _states(path, session)
+            states = _states(path, session)
         _require_apart(session, path, begun)
-        parts.append(Part(path.stem, session.calls, session.images, None if found is None else len(found.states)))
+        parts.append(Part(path.stem, session.calls, session.images, None if states is None else len(states.states)))
         if whole is None:
             whole = session
         else:
             _add(whole, session, path, parts[0].name)
-        if found is not None:
-            sample.merge(found)
+        if states is not None:
+            sample.merge(states)
     assert whole is not None  # noqa: S101 - two or more
     whole.remember()
     kept = [part for part in parts if part.states is not None]
@@ -81,10 +81,10 @@ def merge_files(paths: Sequence[Path]) -> Merged:
 
 
 def save_merged(merged: Merged, path: Path) -> None:
-    """Write the session to ``path`` and its recorded calls beside it: both, or none.
+    """Write the session to ``path`` and its recorded calls beside it: both or neither.
 
     Raises:
-        SettingError: a session has that name, or recorded calls have.
+        SettingError: a session or recorded calls of that name exist.
         FileError: the folder cannot be written to.
     """
     states = states_path(path)
@@ -100,7 +100,7 @@ def save_merged(merged: Merged, path: Path) -> None:
 
 
 def taken(path: Path) -> SettingError:
-    """The one message for a name that a session has already; it names a free one."""
+    """The error for a session name already in use; suggests a free one."""
     free = free_name(path.stem, lambda name: is_taken(path.parent, name))
     return SettingError(
         f"Session {path.stem}",
@@ -111,13 +111,13 @@ def taken(path: Path) -> SettingError:
 
 
 def is_taken(folder: Path, name: str) -> bool:
-    """Whether ``folder`` has a session of that name, or recorded calls of one."""
+    """Whether ``folder`` has a session or recorded calls of that name."""
     path = folder / f"{name}.pt"
     return path.exists() or states_path(path).exists()
 
 
 def equal(a: Session, b: Session) -> bool:
-    """Whether two sessions hold the same numbers, bit by bit."""
+    """Whether two sessions are bit-identical."""
 
     def numbers(session: Session) -> tuple[object, ...]:
         counts = (session.family, session.fingerprint.layout, session.calls, session.images, session.steps)
@@ -136,7 +136,7 @@ def _states(path: Path, session: Session) -> Sample | None:
 
 
 def _require_apart(session: Session, path: Path, begun: dict[float, str]) -> None:
-    """Raise SessionError for a session met before: a copy of it, or what grew out of one, would count twice."""
+    """Raise SessionError for a copy of an earlier session, or one continued from it: it would count twice."""
     if session.created in begun:
         raise SessionError(
             f"Session {path.stem}",
@@ -160,13 +160,13 @@ def _add(whole: Session, session: Session, path: Path, first: str) -> None:
 
 
 def _cut(sample: Sample, parts: Sequence[Part]) -> Sample:
-    """As many as one of the parts has, so that the sample stays a uniform one of all calls.
+    """Cut to the size of the largest part, so that the sample stays uniform over all calls.
 
-    Where every part kept at least one state a call, nothing is known to be missing, and all may stay.
+    If every part kept at least one state per call, nothing is known to be missing, and all may stay.
     """
     sizes = [part.states or 0 for part in parts]
-    whole = all(size >= part.calls for size, part in zip(sizes, parts, strict=True))
-    cuts = [Sample(max(sizes)), *([Sample(AUTO)] if whole else [])]
+    complete = all(size >= part.calls for size, part in zip(sizes, parts, strict=True))
+    cuts = [Sample(max(sizes)), *([Sample(AUTO)] if complete else [])]
     for cut in cuts:
         cut.merge(sample)
     return max(cuts, key=lambda cut: len(cut.states))

@@ -1,7 +1,7 @@
 """Statistics of one layer, accumulated while the model runs.
 
 Sums are kept on the device of the activations in float64 (float32 where the device has no float64) and
-fetched only by ``drain``: no device synchronisation per layer and call.
+fetched only by ``drain``, so that no layer or call synchronizes the device.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from ..devices import has_float64
 from ..errors import LayerError
 from ..model.kinds import KINDS
 
-# Longest row of one float32 norm; of a constant, longer ones drift by more than 1e-5.
+# Longest row for one float32 norm; over constant values, longer rows drift by more than 1e-5.
 NORM_ROW = 4096
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def is_measured(number: int, every: int) -> bool:
-    """Whether call ``number`` (from 0, which always is) is measured when one in ``every`` is (1: all are).
+    """Whether to measure call ``number`` (from 0, always measured) if one in ``every`` is measured on average (1: all).
 
-    Calls come in patterns: steps of a run, and where memory is short the positive and the negative prompt in turn.
-    Measuring every third call in a row would lock onto such a pattern and see some of its members always and others
-    never. The fractional parts of multiples of the golden ratio are spread evenly over any stretch of calls, and over
-    every n-th call of it too (Weyl's equidistribution theorem).
+    Calls come in patterns: steps of a run, and, when memory is short, alternating positive and negative prompts.
+    Measuring strictly every n-th call could lock onto such a pattern and see some of its members always and others
+    never. The fractional parts of multiples of the golden ratio are spread evenly over any stretch of calls, and also
+    over every n-th call of it (Weyl's equidistribution theorem).
     """
     return number * GOLDEN % 1.0 < 1 / every
 
 
 @dataclass
 class LayerStats:
-    """Sums over calls of one layer, on the CPU.
+    """Sums over one layer's calls, on the CPU.
 
     Attributes:
         kind: a row of ``KINDS``.
         shape: weight shape, [out, in] or [out, in / groups, kh, kw].
-        in_calls, out_calls: forwards whose input resp. output was seen (an interrupt leaves them one apart).
+        in_calls, out_calls: forwards whose input or output was seen (may differ by one after an interrupt).
         out_sum, out_sq_sum: Σ mean(y), Σ mean(y²).
         abs_sum: Σ mean|x_c|, float64 [C_in].
         mean_sum: Σ mean x_c, float64 [C_in].
@@ -58,12 +58,12 @@ class LayerStats:
 
     @classmethod
     def empty(cls, kind: str, shape: tuple[int, ...], channels: int) -> LayerStats:
-        """Nothing seen yet; ``channels`` = C_in of the layer's input."""
+        """Statistics before the first call; ``channels`` = C_in of the layer's input."""
         zeros = torch.zeros(channels, dtype=torch.float64)
         return cls(kind, shape, 0, 0, 0.0, 0.0, zeros, zeros.clone(), 0.0)
 
     def merge(self, other: LayerStats) -> None:
-        """Add another part of the same session: sums add, maxima combine; exact up to float64 addition."""
+        """Add statistics from another part of the session; exact up to float64 addition."""
         self.in_calls += other.in_calls
         self.out_calls += other.out_calls
         self.out_sum += other.out_sum
@@ -97,18 +97,18 @@ class LayerStats:
         return self.mean_sum / max(self.in_calls, 1)
 
     def is_finite(self) -> bool:
-        """False once a NaN or infinity reached any sum."""
-        channels = (self.abs_sum + self.mean_sum).sum().item()  # one of them spoils any sum it is in
+        """False once a NaN or infinity has entered any sum."""
+        channels = (self.abs_sum + self.mean_sum).sum().item()  # non-finite values propagate
         return math.isfinite(self.out_sum + self.out_sq_sum + self.input_amax + channels)
 
 
 class InputSums(NamedTuple):
-    """One call's input, measured.
+    """Measurements of one call's input.
 
     Attributes:
         absolute, plain: Σ|x_c| and Σ x_c, float32 [C_in].
         peak: max|x|, [].
-        share: 1 / number of values a channel has.
+        share: 1 / number of values per channel.
     """
 
     absolute: torch.Tensor
@@ -118,34 +118,34 @@ class InputSums(NamedTuple):
 
     @classmethod
     def of(cls, x: torch.Tensor, axis: int) -> InputSums:
-        """Measure ``x``, whose channels are on ``axis``. Nothing is fetched from its device."""
-        # Pixels or tokens first, as they lie in memory. Not vector_norm: on the CPU its float32 sums drift by a per
-        # cent over a million rows, and it is slower.
+        """Measure ``x``, whose channels are on ``axis``, without fetching anything from its device."""
+        # Reduce pixels or tokens first, in memory order. Not vector_norm: it is slower, and on the CPU its float32 sums
+        # drift by a percent over a million rows.
         last = axis == x.dim() - 1
         values, over = (x.flatten(0, -2), 0) if last else (x.flatten(-2), -1)
         magnitude = values.abs()
         absolute, plain = magnitude.sum(over, dtype=torch.float32), values.sum(over, dtype=torch.float32)
-        if absolute.dim() == 2:  # a convolution's images
+        if absolute.dim() == 2:  # one row per image of a convolution
             absolute, plain = absolute.sum(0), plain.sum(0)
         return cls(absolute, plain, magnitude.amax(), absolute.numel() / x.numel())
 
 
 class LastInput:
-    """The input that was measured last: layers that share one (to_q, to_k, to_v) follow each other.
+    """Caches the last measured input: layers that share one (to_q, to_k, to_v) run back to back.
 
-    It keeps that one tensor alive until the next layer's, or ``clear``. Tensors made in inference mode do not count
-    their changes: one changed in place between two layers, without another layer between, is taken for the same.
+    Keeps that tensor alive until another input is measured, or ``clear``. Tensors created in inference mode have no
+    version counter: one modified in place between two consecutive layers is taken to be unchanged.
     """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Let go of it."""
+        """Drop the cached tensor."""
         self._seen: tuple[torch.Tensor, int | None, int, InputSums] | None = None
 
     def measured(self, x: torch.Tensor, axis: int) -> InputSums:
-        """The sums of ``x``, measured now unless it is the same tensor again."""
+        """The sums of ``x``, from the cache if it is the same, unmodified tensor."""
         version = None if x.is_inference() else x._version
         if self._seen is None or self._seen[0] is not x or self._seen[1:3] != (version, axis):
             self._seen = (x, version, axis, InputSums.of(x, axis))
@@ -160,7 +160,7 @@ class LayerObserver:
         kind: a row of ``KINDS``.
         shape: weight shape.
         channels: C_in of the input (in_features, in_channels).
-        last: of all layers that may share an input; None: it shares none.
+        last: cache shared by all layers that may share an input; None: no cache.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class LayerObserver:
         self._outputs: tuple[torch.Tensor, ...] | None = None  # Σ mean(y), Σ mean(y²), [] each
 
     def see_input(self, x: torch.Tensor) -> None:
-        """Add one call's input: any floating dtype, of the kind's ranks, channels on its axis."""
+        """Add one call's input: any floating dtype; ranks and channel axis as given by the kind."""
         axis = KINDS[self.kind].channel_axis(x.dim(), self.name)
         if x.shape[axis] != self.channels:
             raise LayerError(
@@ -203,8 +203,8 @@ class LayerObserver:
         if y.numel() == 0:
             return
         dtype, share = _sum_dtype(y.device), 1 / y.numel()
-        # Rows first: one float32 norm over millions of values drifts by per cents. The 16 values of an image's row are
-        # too few again: they take three times as long as the same values in long rows.
+        # Row norms first: one float32 norm over millions of values drifts by several percent. But an image's rows of 16
+        # values are too short: they take three times as long as the same values in long rows.
         rows = y.flatten(-2) if y.dim() > 2 and y.shape[-2:].numel() <= NORM_ROW else y
         norms = torch.linalg.vector_norm(rows, 2, dim=-1, dtype=torch.promote_types(y.dtype, torch.float32))
         norm = torch.linalg.vector_norm(norms, dtype=dtype)
@@ -219,7 +219,7 @@ class LayerObserver:
         self._out_calls += 1
 
     def drain(self) -> LayerStats:
-        """Fetch the sums to the CPU and start anew."""
+        """Fetch the sums to the CPU and reset."""
         stats = LayerStats.empty(self.kind, self.shape, self.channels)
         stats.in_calls, stats.out_calls = self._in_calls, self._out_calls
         if self._inputs is not None:
@@ -234,5 +234,5 @@ class LayerObserver:
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 where the device has none (its sums live from one save to the next only)."""
+    """float64, or float32 where unsupported (those sums only last from one save to the next)."""
     return torch.float64 if has_float64(device) else torch.float32

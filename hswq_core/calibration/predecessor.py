@@ -1,8 +1,8 @@
-"""Import of statistics files of the ComfyUI port that came before this pack.
+"""Imports statistics files of the ComfyUI port that preceded this pack.
 
-Their shape: ``meta.type == "hswq_dual_monitor_v2"``, ``layers[name] = {output_sum, output_sq_sum, out_count,
-input_imp_sum (float64 [C_in]), in_count}``. They know no weights, no input means and no maxima, so the
-model they are imported for supplies names, shapes and fingerprint.
+Their layout: ``meta.type == "hswq_dual_monitor_v2"``, ``layers[name] = {output_sum, output_sq_sum, out_count,
+input_imp_sum (float64 [C_in]), in_count}``. They lack weights, input means and maxima, so names,
+shapes and fingerprint come from the model they are imported for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PREDECESSOR_TYPE = "hswq_dual_monitor_v2"
 
 
 def is_predecessor(data: Mapping[str, Any]) -> bool:
-    """Whether what ``read_pt`` read is one of their files."""
+    """Whether ``data``, as read by ``read_pt``, is one of their files."""
     meta = data.get("meta")
     return isinstance(meta, dict) and meta.get("type") == PREDECESSOR_TYPE
 
@@ -34,12 +34,12 @@ def import_predecessor(path: Path, layers: Mapping[str, LayerStats], fingerprint
 
     Args:
         path: their ``.pt``.
-        layers: empty statistics of every Linear and Conv2d of the model they are meant for.
+        layers: empty statistics for every Linear and Conv2d of the target model.
         fingerprint: of that model.
         family: of that model.
 
     Raises:
-        SessionError: not their file, a layer only one side has, a vector of another length.
+        SessionError: not such a file, a layer that only one side has, or a vector of the wrong length.
     """
     data = read_pt(path)
     if not is_predecessor(data):

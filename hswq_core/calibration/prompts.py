@@ -1,4 +1,4 @@
-"""Prompts to calibrate with: 128 that ship, of many subjects and styles, and which is whose turn."""
+"""Calibration prompts: 128 shipped ones of many subjects and styles, and which one each index gets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SPREAD, SEEDS = 2654435761, 2**32
 
 @dataclass(frozen=True)
 class Turn:
-    """What the picture of one index is drawn from.
+    """The prompt and seed for the picture of one index.
 
     Attributes:
         prompt: the text.
-        seed: of its noise, in [0, 2**32); another one for each index below 2**32, in later rounds too.
-        number: 1 for the first prompt of the list.
-        count: prompts in the list.
-        round: 1 until every prompt had its turn.
+        seed: noise seed in [0, 2**32); different for each index below 2**32, across rounds too.
+        number: position in the list, from 1.
+        count: length of the list.
+        round: 1 until every prompt has been used once.
     """
 
     prompt: str
@@ -30,19 +30,19 @@ class Turn:
     round: int
 
     def describe(self) -> str:
-        """``17 of 128: <prompt>``, from the second round on also which."""
+        """``17 of 128: <prompt>``, plus the round from the second on."""
         again = {1: "", 2: ", second round"}.get(self.round, f", round {self.round}")
         return f"{self.number} of {self.count}{again}: {self.prompt}"
 
 
 def turn(index: int, prompts: tuple[str, ...]) -> Turn:
-    """The turn of ``index``, from 0 on; after the last prompt comes the first one again."""
+    """The turn for ``index`` (from 0); wraps around after the last prompt."""
     before, at = divmod(index, len(prompts))
     return Turn(prompts[at], index * SPREAD % SEEDS, at + 1, len(prompts), before + 1)
 
 
 def prompts_in(text: str) -> tuple[str, ...]:
-    """The prompts of a text, one a line, without empty lines; the shipped ones if there is none."""
+    """The prompts in a text, one per line, ignoring blank lines; the shipped ones if there are none."""
     lines = tuple(line.strip() for line in text.splitlines())
     return tuple(line for line in lines if line) or shipped_prompts()
 

@@ -1,10 +1,10 @@
-"""A statistics session: what calibration saw, summed over runs; saved, loaded, merged.
+"""A calibration session: statistics summed over runs; saving, loading, merging.
 
-File: ``torch.save`` of plain containers and tensors, read by ``containers.py`` (or ``weights_only=True``)::
+File: ``torch.save`` of plain containers and tensors, read by ``files.pt.reader`` (or ``weights_only=True``)::
 
     {"type": "hswq_session", "version": 1,
      "meta": {"family", "layout", "weights" float32 [n·4], "calls", "images", "steps" {steps: runs},
-              "created", "updated", "history" (may be missing, see ``history``)},
+              "created", "updated", "history" (optional, see ``history``)},
      "layers": {name: {"kind", "shape", "in_calls", "out_calls", "out_sum", "out_sq_sum",
                        "abs_sum" float64 [C_in], "mean_sum" float64 [C_in], "input_amax"}}}
 """
@@ -40,13 +40,13 @@ class Session:
 
     Attributes:
         family: row of the families table.
-        fingerprint: which model, see ``Fingerprint``.
-        layers: one entry for every Linear and Conv2d of the model, also for those never called.
+        fingerprint: identifies the model, see ``Fingerprint``.
+        layers: one entry for every Linear and Conv2d of the model, including those never called.
         calls: completed forwards of the diffusion model.
-        images: pictures whose sampling was started.
-        steps: sampler steps -> number of sampling runs with so many.
+        images: number of pictures whose sampling started.
+        steps: sampler steps -> number of sampling runs with that many steps.
         created, updated: seconds since the epoch.
-        history: how it stood at earlier saves.
+        history: snapshots at earlier saves.
     """
 
     family: str
@@ -60,7 +60,7 @@ class Session:
     history: History = ()
 
     def merge(self, other: Session) -> None:
-        """Add ``other`` (same model): two half sessions give the whole one, exactly up to float64 addition.
+        """Add ``other`` (same model): two half sessions give the full one, up to float64 addition.
 
         Raises:
             SessionError: ``other`` is of another model.
@@ -77,7 +77,7 @@ class Session:
         self.history = joined(self.history, other.history)
 
     def remember(self) -> None:
-        """Note in the history how it stands now."""
+        """Add a snapshot of the current statistics to the history."""
         self.history = joined(self.history, [point_of(self.layers, self.calls, self.images)])
 
     def require_statistics(self, what: str) -> None:
@@ -113,10 +113,10 @@ def save_session(session: Session, path: Path) -> None:
 
 
 def read_pt(path: Path) -> dict[str, Any]:
-    """A ``.pt`` as plain containers, never executing a pickle; its values are not checked yet.
+    """A ``.pt`` as plain containers, without executing a pickle; values are not validated yet.
 
     Raises:
-        SessionError: no such file, or not one of plain containers and tensors, see ``read_containers``.
+        SessionError: no such file, or not just plain containers and tensors, see ``read_containers``.
     """
     if not path.is_file():
         raise SessionError(
@@ -141,16 +141,16 @@ def read_pt(path: Path) -> dict[str, Any]:
 
 
 def load_session(path: Path) -> Session:
-    """Read and check a session.
+    """Read and validate a session.
 
     Raises:
-        SessionError: missing, unreadable, of another version, or not of the shape this module writes.
+        SessionError: missing, unreadable, of another version, or malformed.
     """
     return parse_session(read_pt(path), path)
 
 
 def parse_session(data: dict[str, Any], path: Path) -> Session:
-    """The session in what ``read_pt`` read from ``path``, which is named in errors; see ``load_session``."""
+    """The session in ``data``, as read by ``read_pt`` from ``path`` (named in errors); see ``load_session``."""
     if data.get("type") != SESSION_TYPE:
         raise damaged(path, f"type {shown(data.get('type'))}")
     if data.get("version") != SESSION_VERSION:
@@ -169,7 +169,7 @@ def parse_session(data: dict[str, Any], path: Path) -> Session:
 
 
 def damaged(path: Path, got: str) -> SessionError:
-    """The one message for a session file whose content is not what it should be."""
+    """The error for a session file with invalid content."""
     return SessionError(
         f"Session file {path.name}", got=got, expected="a session saved by the Calibration node", remedy=RECALIBRATE
     )
@@ -200,7 +200,7 @@ def _session(meta: dict[str, Any], records: dict[str, Any]) -> Session:
 
 def _layer_records(layers: dict[str, LayerStats]) -> dict[str, dict[str, Any]]:
     records = {name: {**vars(stats), "shape": list(stats.shape)} for name, stats in layers.items()}
-    # Parts of one tensor: the file holds it once, and is written and read in half the time of two tensors a layer.
+    # Views of one tensor, which the file holds once: half the time to write and read of two tensors per layer.
     vectors = [record[key] for record in records.values() for key in ("abs_sum", "mean_sum")]
     parts = iter(torch.cat(vectors).split([len(vector) for vector in vectors]))
     for record in records.values():
@@ -212,11 +212,11 @@ def _layer_stats(name: str, record: dict[str, Any]) -> LayerStats:
     kind, shape = text(record["kind"]), tuple(count(n) for n in checked(record["shape"], list))
     vectors = {key: checked(record[key], torch.Tensor).to(torch.float64) for key in ("abs_sum", "mean_sum")}
     channels = vectors["abs_sum"].numel()
-    known = KINDS.get(kind)
-    if known is None or len(shape) != known.rank or min(shape) < 1 or not 0 < channels <= MAX_CHANNELS:
+    row = KINDS.get(kind)
+    if row is None or len(shape) != row.rank or min(shape) < 1 or not 0 < channels <= MAX_CHANNELS:
         raise ValueError(f"layer {name}: {kind} of shape {shape} with {channels} channels")
     groups, rest = divmod(channels, shape[1])
-    if rest or (groups != 1 and not known.grouped) or any(v.shape != (channels,) for v in vectors.values()):
+    if rest or (groups != 1 and not row.grouped) or any(v.shape != (channels,) for v in vectors.values()):
         raise ValueError(f"layer {name}: {channels} channels for a {kind} weight of shape {shape}")
     stats = LayerStats(
         kind=kind,
@@ -234,7 +234,7 @@ def _layer_stats(name: str, record: dict[str, Any]) -> LayerStats:
 
 
 def require_sound(stats: LayerStats) -> None:
-    """Raise ValueError for sums that no calibration can have made."""
+    """Raise ValueError for sums that no calibration can produce."""
     if not stats.is_finite():
         raise ValueError("non-finite sums")
     numbers = (stats.in_calls, stats.out_calls, stats.out_sq_sum, stats.input_amax)

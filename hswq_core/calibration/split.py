@@ -1,4 +1,4 @@
-"""Which states layers are rounded by, which decide, and which verify."""
+"""Splits states into those for rounding, for deciding and for verifying."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from ..errors import SessionError
 from .states import AUTO, DEFAULT_STATES, State
 
 LEAST_STATES = 4
-# The rest is to verify by.
+# The rest is for verification.
 FIT_SHARE, DECIDE_SHARE = 0.75, 0.125
-# With fewer, rounding fits itself to the prompts, and choosing and verifying by the same ones does not notice.
+# With fewer, rounding overfits to the prompts, and deciding and verifying on the same prompts does not notice.
 ENOUGH_PROMPTS = 12
 
 
 @dataclass(frozen=True)
 class Split:
-    """Three parts, none empty.
+    """Three non-empty parts.
 
     Attributes:
-        fit: to round layers by.
-        decide: to choose by.
-        verify: to judge the finished plan by.
-        few_prompts: fewer than ``ENOUGH_PROMPTS`` in all.
+        fit: states that layers are rounded on.
+        decide: held-out states for decisions.
+        verify: held-out states to judge the finished plan.
+        few_prompts: whether there are fewer than ``ENOUGH_PROMPTS`` in total.
     """
 
     fit: list[State]
@@ -33,7 +33,7 @@ class Split:
 
 
 def split_states(states: list[State]) -> Split:
-    """In order of key, which is random. Raises SessionError for too few states."""
+    """Split states sorted by key, which is random. Raises SessionError for too few states."""
     if len(states) < LEAST_STATES:
         raise SessionError(
             "States of the session",
@@ -48,5 +48,5 @@ def split_states(states: list[State]) -> Split:
 
 
 def count_prompts(states: Iterable[State]) -> int:
-    """How many prompts they show; an empty negative one counts too."""
+    """Number of distinct prompts; an empty negative prompt counts too."""
     return len({state.prompt for state in states})

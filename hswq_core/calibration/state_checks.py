@@ -1,4 +1,4 @@
-"""What a file of recorded calls may hand to a model: the arguments of each call, by name and shape."""
+"""Validates what a file of recorded calls may pass to a model: each call's arguments, by name and shape."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from ..files.checks import shown
 
 Constant = bool | int | float | str
-# Names of arguments, and how many a state has at most: models take ten, a list of reference latents some more.
+# Argument names, and the most a state may have: models take ten, a list of reference latents adds a few.
 _ARGUMENT = re.compile(r"[^/]{1,100}(/\d{1,3})?", re.ASCII)
 MAX_ARGUMENTS = 100
-# A model is called with these in any case; calibration records none of them.
+# These are always passed to a model; calibration never records them.
 _TAKEN = {"t", "control", "transformer_options"}
-# The largest schedule of a sampler has 1000 steps.
+# The longest sampler schedule has 1000 steps.
 MAX_SCHEDULE = 10_000
 
 
 def require_arguments(tensors: Mapping[str, torch.Tensor], constants: Mapping[str, object]) -> None:
-    """Raise ValueError for names a model cannot be called with, for one name twice, or for other constants."""
+    """Raise ValueError for names that cannot be arguments, duplicate names, or constants of other types."""
     for name in (*tensors, *constants):
         stem, _, item = name.partition("/")
         twice = item and (stem in tensors or stem in constants)
@@ -33,7 +33,7 @@ def require_arguments(tensors: Mapping[str, torch.Tensor], constants: Mapping[st
 
 
 def require_call(tensors: Mapping[str, torch.Tensor], schedule: torch.Tensor | None) -> None:
-    """Raise ValueError unless x is one picture, sigma one number, and the schedule a vector."""
+    """Raise ValueError unless x is one picture, sigma a single number, and the schedule a vector."""
     x, sigma = tensors.get("x"), tensors.get("sigma")
     if x is None or sigma is None:
         raise ValueError("a state without x and sigma")

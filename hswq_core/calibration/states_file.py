@@ -1,8 +1,8 @@
 """States on disk: a safetensors file beside the session.
 
-Tensors ``<i>/<argument>`` (a list's items ``<i>/<argument>/<n>``); metadata ``hswq_states``: JSON {"version", "layout",
-"states": [{"key", "constants", "same"}]}. Calls of one prompt share their conditioning, which is larger than their
-latents: equal tensors are stored once, and "same" says where, {argument: tensor name}.
+Tensors ``<i>/<argument>`` (list items ``<i>/<argument>/<n>``); metadata ``hswq_states``: JSON {"version", "layout",
+"states": [{"key", "constants", "same"}]}. Calls for one prompt share their conditioning, which is larger than their
+latents: equal tensors are stored once, and "same" maps to them, {argument: tensor name}.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STATES_SUFFIX = ".states.safetensors"
 
 
 def states_path(session: Path) -> Path:
-    """Where the model calls of a session are: beside its file."""
+    """Path of a session's recorded calls, beside its file."""
     return session.with_suffix(STATES_SUFFIX)
 
 
@@ -78,7 +78,7 @@ def load_states(path: Path, fingerprint: Fingerprint, capacity: int) -> Sample:
 
 
 def count_states(path: Path) -> int:
-    """How many states are at ``path``, by its header alone.
+    """Number of states at ``path``, from the header alone.
 
     Raises:
         SessionError: missing or damaged.
