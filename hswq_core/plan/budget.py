@@ -1,4 +1,4 @@
-"""Which layers a number of bytes keeps in 16 bits."""
+"""Chooses the layers to keep in 16 bits within a byte budget."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..quant.schemes.scheme import Scheme
 
 DEFAULT_EXTRA_PERCENT = 3.0
 MB = 2**20
-# What a layer takes in a file beside its weight: its lines in the header and in the plan, marker and scale.
+# Overhead per layer beside its weight: entries in the header and in the plan, marker and scale.
 BYTES_BESIDE_A_LAYER = 1024
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How large a file may be.
+    """Limit on the file size.
 
     Attributes:
-        extra_percent: beyond a file with every layer in 8 bits.
-        target_mb: of the whole file, in units of 2^20 bytes; instead of ``extra_percent`` unless 0.
+        extra_percent: size beyond that of a file with every layer in 8 bits.
+        target_mb: size of the whole file, in units of 2^20 bytes; unless 0, replaces ``extra_percent``.
 
     Raises:
         SettingError: out of range.
@@ -46,11 +46,11 @@ class Budget:
         return f"{self.target_mb:g}mb" if self.target_mb else f"{self.extra_percent:g}pct"
 
     def extra_bytes(self, smallest: int, layers: int) -> int:
-        """Bytes for layers that stay in 16 bits.
+        """Extra bytes available for keeping layers in 16 bits.
 
         Args:
             smallest: bytes of the tensors with every layer in 8 bits.
-            layers: how many there are.
+            layers: number of layers.
 
         Raises:
             SettingError: a target below ``smallest``.
@@ -71,48 +71,48 @@ class Budget:
 def smallest_size(
     entries: Mapping[str, TensorInfo], prefix: str, layers: Iterable[Layer], scheme: Callable[[str], Scheme]
 ) -> int:
-    """Bytes of a source's tensors with every layer quantized; one scale for a whole layer does not count.
+    """Bytes of a source's tensors with every layer quantized; per-tensor scales are not counted.
 
     Args:
-        entries: of the source.
-        prefix: of its layers' keys.
-        layers: to be quantized.
-        scheme: layer kind -> what it is stored by.
+        entries: the source's tensors.
+        prefix: prefix of its layers' keys.
+        layers: layers to be quantized.
+        scheme: layer kind -> scheme it is stored in.
     """
-    return size_with(entries, {weight_key(one.name, prefix): scheme(one.kind).nbytes(one.shape) for one in layers})
+    return size_with(entries, {weight_key(each.name, prefix): scheme(each.kind).nbytes(each.shape) for each in layers})
 
 
 def size_with(entries: Mapping[str, TensorInfo], weights: Mapping[str, int]) -> int:
-    """Bytes of tensors, those of the keys in ``weights`` with the bytes given there."""
+    """Total bytes of the tensors, taking the sizes of keys in ``weights`` from there."""
     return sum(weights.get(key, info.nbytes) for key, info in entries.items())
 
 
 def kept_bytes(shape: Sequence[int]) -> int:
-    """Bytes of a layer's weight that stays in 16 bits."""
+    """Bytes of a layer's weight in 16 bits."""
     return 2 * math.prod(shape)
 
 
 def per_byte(change: Mapping[str, float], cost: Mapping[str, int]) -> list[str]:
-    """Names, the largest change per byte first, equal ones in order of name."""
+    """Names by descending change per byte, ties by name."""
     return sorted(change, key=lambda name: (-change[name] / cost[name], name))
 
 
 def choose_kept(change: Mapping[str, float], cost: Mapping[str, int], budget: int) -> set[str]:
-    """Names to keep: the largest change per byte first, as long as it fits.
+    """Names to keep, chosen greedily by change per byte within the budget.
 
-    Errors of different layers hardly interact, so that squared changes of the output add up, and a kept layer
-    takes its own away.
+    Errors of different layers hardly interact, so their squared changes of the output add up, and keeping a layer
+    removes its own.
 
     Args:
-        change: squared relative change of the model's output with that layer alone in 8 bits.
-        cost: bytes more that the layer takes in 16 bits, > 0.
+        change: squared relative change of the model's output with only that layer in 8 bits.
+        cost: extra bytes the layer takes in 16 bits, > 0.
         budget: bytes.
     """
     return fitting((name for name in per_byte(change, cost) if change[name] > 0), cost, budget)
 
 
 def fitting(ranked: Iterable[str], cost: Mapping[str, int], budget: int) -> set[str]:
-    """Those of ``ranked`` that fit, each tried in its turn."""
+    """The names in ``ranked`` that fit, tried in order."""
     kept: set[str] = set()
     for name in ranked:
         if cost[name] <= budget:

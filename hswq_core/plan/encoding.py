@@ -1,4 +1,4 @@
-"""How a method writes its quantized layers: a format, and the options of the format that are on."""
+"""How quantized layers are written: a format and its options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import SettingError
 from ..quant.schemes.scheme import GRANULARITIES, TENSOR, Scheme
 from .formats import FORMATS, FileFormat
 
-# More than every layer at once costs.
+# More than the loss with every layer in 8 bits.
 MOST_LOSS_DB = 100.0
 
 
@@ -19,12 +19,12 @@ class Encoding:
 
     Attributes:
         file_format: a row of the formats table.
-        granularity: "tensor" or "channel": what one scale serves.
+        granularity: "tensor" or "channel": what one scale covers.
         fast_matmul: let loaders multiply in 8 bits in as many layers as this loss of the model's output allows, dB;
             0: in none.
 
     Raises:
-        SettingError: an option that the format has not.
+        SettingError: an option the format does not support.
     """
 
     file_format: FileFormat
@@ -58,20 +58,20 @@ class Encoding:
         )
 
     def scheme(self, kind: str) -> Scheme:
-        """What a quantized layer of ``kind`` is stored by."""
+        """The scheme for quantized layers of ``kind``."""
         return self.file_format.scheme(kind, self.granularity) or self.file_format.usual(kind)
 
     def usual(self, kind: str) -> Scheme:
-        """The same without options: what other tools would write."""
+        """The scheme without options: what other tools would write."""
         return self.file_format.usual(kind)
 
     @property
     def text(self) -> str:
-        """What rounding depends on, one line."""
+        """Everything rounding depends on, in one line."""
         return " ".join(f"{kind}:{self.scheme(kind).name}" for kind in sorted(self.file_format.schemes))
 
 
 def _has_scales(row: FileFormat, granularity: str) -> bool:
-    """Whether some layer can have scales of this granularity; one a tensor is what formats without scales have."""
+    """Whether any layer can have scales of this granularity; formats without scales count as "tensor"."""
     rows = [row.scheme(kind, granularity) for kind in row.schemes]
     return granularity == TENSOR or any(scheme is not None and scheme.scaled for scheme in rows)

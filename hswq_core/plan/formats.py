@@ -1,14 +1,14 @@
-"""The file formats, one row each: by which schemes they store layers, and which keys a quantized layer has.
+"""The file formats, one row each: the schemes they store layers in, and the keys of a quantized layer.
 
 ========  ======================================================================================
 format    keys of a quantized layer X (all other tensors as in the source)
 ========  ======================================================================================
 v1        ``X.weight`` float8 (unscaled)
-v2        ``X.weight`` float8, ``X.scale`` float32 [1], or one a channel [out]; other schemes as comfy has them
+v2        ``X.weight`` float8, ``X.scale`` float32 [1], or per channel [out]; other schemes as in comfy
 comfy     Linear: ``X.weight`` float8, ``X.weight_scale`` float32 [], ``X.comfy_quant`` uint8 JSON, and
-          ``X.input_scale`` float32 [] where activations may be cast too;
-          Conv2d: ``X.weight`` float8 unscaled, or kept where that loses too much (stock ComfyUI has no
-          scaled convolution: the scale would be ignored and the picture be noise)
+          ``X.input_scale`` float32 [] if activations may be cast too;
+          Conv2d: ``X.weight`` float8 unscaled, or kept if that loses too much (stock ComfyUI has no scaled
+          convolution: it would ignore the scale and the picture would be noise)
 ========  ======================================================================================
 """
 
@@ -30,19 +30,19 @@ from ..quant.schemes.fp8 import Fp8, Fp8Cast, Fp8Channel
 from ..quant.schemes.scheme import CODES, SCALE, Scheme, Tensors
 from ..quant.schemes.table import scheme_named
 
-# A comfy convolution is stored unscaled only if that costs at most so much SQNR against a scaled one.
-# Guess, until the reference models measure it.
+# A comfy convolution is stored unscaled only if that costs at most this much SQNR compared with a scaled one.
+# A guess, until measured on the reference models.
 UNSCALED_CONV_MAX_LOSS_DB = 6.0
 
-# Those in use have up to 200.
+# Real ones take up to 200.
 MAX_MARKER_BYTES = 4096
 INPUT_SCALE, MARKER = "input_scale", "comfy_quant"
-# After "X.": ours and stock, legacy stock; and V2's, the original project's too, which ComfyUI's loaders do not read.
+# After "X.": ours and stock, legacy stock; then V2, also the original project's, which ComfyUI's loaders do not read.
 V2_SCALE = "scale"
 STOCK_SCALES, V2_SCALES = (SCALE, "scale_weight"), (V2_SCALE, "weight.scale")
 SCALE_SUFFIXES = (*STOCK_SCALES, *V2_SCALES)
 
-# (scheme, its tensors, scale of the inputs or None) -> the same under the names of a file, after "X.".
+# (scheme, its tensors, input scale or None) -> the tensors under their names in a file, after "X.".
 Spelling = Callable[[Scheme, Tensors, torch.Tensor | None], Tensors]
 
 
@@ -51,16 +51,16 @@ class FileFormat:
     """One row.
 
     Attributes:
-        name: what users choose and file names end with.
-        schemes: {layer kind: names of the schemes it may be stored by}; the first is the usual one.
-        spelled: the keys of a quantized layer.
+        name: the user-visible name, which file names end with.
+        schemes: {layer kind: names of allowed schemes}; the first is the default.
+        spelled: makes the stored tensors of a quantized layer.
         opens_in: for the report.
-        own_loader: whether HSWQ Loader alone reads it; else ComfyUI's loaders do.
+        own_loader: whether only HSWQ Loader reads it; else ComfyUI's loaders do too.
         all_scaled: whether every quantized layer has a scale.
-        max_loss_db: keep a layer in 16 bits where its scheme loses more SQNR than this against the one that it is
-            judged against.
-        casts_kept: what stock loaders do to kept layers on cards with FP8 compute: they become FP8 too.
-        fast_matmul: whether it can tell a loader to multiply in 8 bits.
+        max_loss_db: keep a layer in 16 bits if its scheme loses more SQNR than this relative to its
+            ``judged_against``.
+        casts_kept: whether stock loaders cast kept layers to FP8 too, on cards with FP8 compute.
+        fast_matmul: whether it can tell loaders to multiply in 8 bits.
     """
 
     name: str
@@ -74,36 +74,36 @@ class FileFormat:
     fast_matmul: bool = False
 
     def usual(self, kind: str) -> Scheme:
-        """What a layer of ``kind`` is stored by unless something else is asked for."""
+        """The default scheme for layers of ``kind``."""
         return scheme_named(self.schemes[kind][0])
 
     def scheme(self, kind: str, granularity: str) -> Scheme | None:
-        """What a layer of ``kind`` is stored by with scales of this granularity; None: the format has no such scales.
+        """The scheme for layers of ``kind`` with scales of this granularity; None: the format has none.
 
-        A layer without a scale has no granularity.
+        Schemes without a scale match any granularity.
         """
         rows = map(scheme_named, self.schemes[kind])
         return next((row for row in rows if not row.scaled or row.granularity == granularity), None)
 
     def scaled_kinds(self) -> frozenset[str]:
-        """Kinds whose layers have a scale."""
+        """Kinds whose layers have a scale by default."""
         return frozenset(kind for kind in self.schemes if self.usual(kind).scaled)
 
 
 def comfy_marker(record: Mapping[str, object]) -> torch.Tensor:
     """``comfy_quant``: JSON as uint8, see ``Scheme.marker``.
 
-    Without full_precision_matrix_mult a GPU with FP8 compute casts the activations too, with scale 1 for want of a
+    Without full_precision_matrix_mult, GPUs with FP8 compute cast the activations too, with scale 1 if there is no
     measured input_scale.
     """
     text = json.dumps(record, separators=(",", ":"))
-    # 60 or 64 bytes, so that the float16 and float32 tensors after it in a file still start where they must.
+    # 60 or 64 bytes, so that the float16 and float32 tensors after it in a file stay aligned.
     text += " " * (-len(text) % 4)
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 def marker_record(marker: torch.Tensor) -> dict[str, Any]:
-    """What a ``comfy_quant`` says, by whomever: at least a ``format``. Raises ValueError for anything else."""
+    """Parse a ``comfy_quant`` written by any tool; it has at least ``format``. Raises ValueError for anything else."""
     if marker.dtype != torch.uint8 or marker.numel() > MAX_MARKER_BYTES:
         raise ValueError(f"{marker.numel()} values of {marker.dtype}")
     record = checked(parse_json(str(bytes(marker.flatten().tolist()), "utf-8")), dict)
@@ -113,7 +113,7 @@ def marker_record(marker: torch.Tensor) -> dict[str, Any]:
 
 
 def usable(scales: torch.Tensor) -> torch.Tensor:
-    """Which scales are finite and above 0: any other draws a black picture."""
+    """Which scales are finite and > 0; any other gives a black picture."""
     return scales.isfinite() & (scales > 0)
 
 
@@ -166,7 +166,7 @@ def format_named(name: str) -> FileFormat:
 
 
 def format_for(row: FileFormat, family: Family) -> FileFormat:
-    """A format as the loaders of a family read it.
+    """A format as loaders of the family read it.
 
     Raises:
         SettingError: none of them opens it.

@@ -1,13 +1,13 @@
-"""The plan: which layer is kept or quantized, why, with which numbers. Accounting closes or it raises.
+"""The plan: which layers are kept or quantized, why, and with which numbers; raises unless all are accounted for.
 
 As JSON, in files and beside them::
 
     {"file_format", "method", "budget", "family", "grid", "granularity",
      "layers": [{"name", "kind", "shape", "action", "reason", "scheme", "scaled", "amax", "input_amax",
-                 and what was measured, see ``NUMBERS``}]}
+                 and the measured numbers, see ``NUMBERS``}]}
 
-Readers take records of any release: fields that they do not know are left out, numbers that they do not know are kept,
-missing ones are filled in. ``grid``, ``granularity`` and ``scaled`` follow from the schemes; release 0.2 wants them.
+Readers accept records from any release: unknown fields are dropped, unknown numbers are kept, missing ones are filled
+in. ``grid``, ``granularity`` and ``scaled`` follow from the schemes, but release 0.2 requires them.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from ..quant.schemes.fp8 import Fp8, Fp8Cast, Fp8Channel
 from ..quant.schemes.scheme import CHANNEL, TENSOR, Scheme
 from ..quant.schemes.table import SCHEMES
 
-# Of the JSON; a header says it. 1: releases 0.1 and 0.2, without schemes.
+# Version of the JSON, also written to headers. 1: releases 0.1 and 0.2, without schemes.
 PLAN_VERSION = 2
 QUANTIZE, KEEP, SKIP = "quantize", "keep", "skip"
 ACTIONS = (QUANTIZE, KEEP, SKIP)
 
 SENSITIVITY, SQNR, CHANGE, DAMPING, DEAD = "sensitivity", "sqnr_db", "change", "damping", "dead"
 LOSS, NEAREST_LOSS = "loss", "nearest_loss"
-# What methods measure of a layer -> what a record says where it was not measured.
+# What methods measure per layer -> the recorded value if it was not measured.
 #
 # sensitivity         output variance (HSWQ)
 # sqnr_db             SQNR of the quantized weight in dB; None if not quantized, or if the codes are exact
-# change              squared relative change of the model's output with this layer alone quantized
-# damping             of compensated rounding, as a share of the mean diagonal of G; 0 where it was not tried
-# dead                input columns that calibration never reached
-# loss, nearest_loss  quantized loss of learned rounding and of nearest
+# change              squared relative change of the model's output with only this layer quantized
+# damping             of compensated rounding, relative to the mean diagonal of G; 0 if it was not tried
+# dead                input columns that were zero throughout calibration
+# loss, nearest_loss  quantized loss of learned rounding and of round to nearest
 NUMBERS: dict[str, float | None] = {
     SENSITIVITY: 0.0,
     SQNR: None,
@@ -61,12 +61,12 @@ class LayerPlan:
         kind: a row of the kinds table.
         shape: weight shape.
         action: "quantize"; "keep": in the source's 16-bit precision by choice of the method;
-            "skip": never eligible (see ``reason``).
+            "skip": not eligible (see ``reason``).
         reason: one phrase.
-        scheme: how it is stored; "" unless quantized.
+        scheme: name of its scheme; "" unless quantized.
         amax: clip limit, 0 unless quantized.
-        input_amax: clip limit of the inputs where a loader may multiply in 8 bits; 0 elsewhere.
-        numbers: what was measured, see ``NUMBERS``; what was not is missing.
+        input_amax: clip limit of the inputs if a loader may multiply in 8 bits; else 0.
+        numbers: measured values only, see ``NUMBERS``.
     """
 
     name: str
@@ -86,7 +86,7 @@ class LayerPlan:
 
     @property
     def stored(self) -> Scheme | None:
-        """The scheme it is stored by; None: not quantized, or by one of a later release."""
+        """The scheme it is stored in; None: not quantized, or a scheme of a later release."""
         return SCHEMES.get(self.scheme)
 
     @property
@@ -110,12 +110,12 @@ class LayerPlan:
         return self.numbers.get(CHANGE)
 
     def measured(self, **numbers: float | None) -> LayerPlan:
-        """The same with more numbers; those that were not measured, as ``NUMBERS`` says it, are left out."""
+        """A copy with more numbers; values equal to the unmeasured default in ``NUMBERS`` are left out."""
         known = {name: value for name, value in numbers.items() if value is not None and value != NUMBERS.get(name)}
         return replace(self, numbers={**self.numbers, **known})
 
     def to_record(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
+        """The JSON form."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -138,7 +138,7 @@ class Plan:
     Attributes:
         file_format: "v1", "v2" or "comfy".
         method: "hswq", ...
-        budget: what the user asked for, as it appears in the file name ("0.25"); "" for a method that has none.
+        budget: as it appears in the file name ("0.25"); "" for methods without one.
         family: row of the families table.
         layers: every layer of the model, in model order.
     """
@@ -157,17 +157,17 @@ class Plan:
 
     @property
     def granularity(self) -> str:
-        """What one scale serves: a "channel" as soon as any does, else a "tensor"."""
+        """What one scale covers: "channel" if any layer has per-channel scales, else "tensor"."""
         channel = any(layer.stored is not None and layer.stored.granularity == CHANNEL for layer in self.layers)
         return CHANNEL if channel else TENSOR
 
     def counts(self) -> dict[str, int]:
         """{"quantize": n, "keep": n, "skip": n}, all three always present."""
-        found = Counter(layer.action for layer in self.layers)
-        return {action: found[action] for action in ACTIONS}
+        counter = Counter(layer.action for layer in self.layers)
+        return {action: counter[action] for action in ACTIONS}
 
     def by_reason(self, action: str) -> dict[str, int]:
-        """How many layers of ``action`` for each reason."""
+        """Number of layers with ``action``, per reason."""
         return dict(Counter(layer.reason for layer in self.layers if layer.action == action))
 
     def require_closed(self, expected: int) -> None:
@@ -190,7 +190,7 @@ class Plan:
         return f"{counts[QUANTIZE]} quantized + {counts[KEEP]} kept + {skipped} = {len(self.layers)} layers"
 
     def to_json(self, indent: int | None = None) -> str:
-        """JSON text, on one line unless indented; ``from_json`` gives the same plan back."""
+        """JSON text, on one line unless indented; the inverse of ``from_json``."""
         names = ("file_format", "method", "budget", "family", "grid", "granularity")
         record = {name: getattr(self, name) for name in names}
         record["layers"] = [layer.to_record() for layer in self.layers]
@@ -198,13 +198,13 @@ class Plan:
 
     @classmethod
     def from_json(cls, source: str) -> Plan:
-        """Read ``to_json``'s text, or that of an earlier or later release. Raises ValueError on anything else."""
+        """Parse ``to_json`` output of this, an earlier or a later release. Raises ValueError on anything else."""
         data = checked(parse_json(source, finite=False), dict)
         granularity = label(data.get("granularity", TENSOR))
         records = [checked(record, dict) for record in checked(data.get("layers"), list)]
         layers = tuple(_layer_plan(record, granularity) for record in records)
-        said = {name: label(data.get(name, "")) for name in ("file_format", "method", "budget", "family")}
-        return cls(**said, layers=layers)
+        labels = {name: label(data.get(name, "")) for name in ("file_format", "method", "budget", "family")}
+        return cls(**labels, layers=layers)
 
 
 _FIELDS = ("name", "kind", "shape", "action", "reason", "scheme", "scaled", "amax", "input_amax")
@@ -230,7 +230,7 @@ def _layer_plan(record: dict[str, Any], granularity: str) -> LayerPlan:
 
 
 def _scheme_before(record: Mapping[str, Any], granularity: str) -> str:
-    """That of a layer of a release that had FP8 alone."""
+    """Scheme of a layer from a release that only had FP8."""
     if record["action"] != QUANTIZE:
         return ""
     if not checked(record.get("scaled", False), bool):
@@ -253,5 +253,5 @@ def _is_number(name: str, value: Any) -> bool:
 
 
 def _real(value: Any) -> float:
-    """A float, infinite too: a loss may be."""
+    """A float, possibly infinite, as a loss may be."""
     return float(checked(value, float)) if type(value) is not int else count(value)
