@@ -1,1 +1,1 @@
-"""What decides how each layer is stored: one module a method, and what methods share."""
+"""Methods decide how each layer is stored: one module per method, plus the code they share."""

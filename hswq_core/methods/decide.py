@@ -1,4 +1,4 @@
-"""The decision about one layer once its clip limit is known, and what every method asks of a weight."""
+"""The decision about one layer once its clip limit is known, and checks on weights common to all methods."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def require_unquantized(layer: Layer) -> None:
 
 
 def already_quantized(layer: str, got: str, remedy: str) -> LayerError:
-    """The error of a layer that cannot be measured or quantized because it is quantized already."""
+    """The error for a layer that is already quantized and so cannot be measured or quantized."""
     return LayerError(f"Layer {layer}, weight", got=got, expected="float16, bfloat16 or float32", remedy=remedy)
 
 
 def require_finite(layer: Layer, w: torch.Tensor) -> None:
-    """Raise LayerError for NaN, infinity and what float32 cannot hold."""
+    """Raise LayerError for NaN, infinity and values beyond float32."""
     if w.numel() and not largest(w) <= torch.finfo(torch.float32).max:
         raise LayerError(
             f"Layer {layer.name}, weight",
@@ -43,18 +43,18 @@ def require_finite(layer: Layer, w: torch.Tensor) -> None:
 
 
 def not_quantized(layer: Layer, action: str, reason: str) -> LayerPlan:
-    """A layer that is kept or skipped."""
+    """Plan of a kept or skipped layer."""
     return LayerPlan(layer.name, layer.kind, layer.shape, action, reason)
 
 
 def quantized(layer: Layer, reason: str, scheme: Scheme, amax: float, sqnr: float) -> LayerPlan:
-    """A quantized layer; ``sqnr``: of its weight in dB, infinite if the codes are exact."""
+    """Plan of a quantized layer; ``sqnr``: of its weight in dB, infinite if the codes are exact."""
     plan = LayerPlan(layer.name, layer.kind, layer.shape, QUANTIZE, reason, scheme.name, amax)
     return plan if math.isinf(sqnr) else plan.measured(sqnr_db=sqnr)
 
 
 def round_to_nearest(layer: Layer, w: torch.Tensor, amax: float, reason: str, file_format: FileFormat) -> LayerPlan:
-    """Quantized by the format's usual scheme with clip limit ``amax``; kept where that loses more than it allows.
+    """Round to nearest with the format's default scheme and clip limit ``amax``; keep the layer if that loses too much.
 
     Args:
         w: finite weights.
@@ -69,6 +69,6 @@ def round_to_nearest(layer: Layer, w: torch.Tensor, amax: float, reason: str, fi
 
 
 def rounded_sqnr_db(w: torch.Tensor, scheme: Scheme, amax: float) -> float:
-    """SQNR of ``w`` rounded to nearest with clip limit ``amax``, in dB; piece by piece, which is 5 times as fast."""
+    """SQNR of ``w`` rounded to nearest with clip limit ``amax``, in dB; in pieces, which is 5 times as fast."""
     parts = scheme.steps(w, amax).pieces(w)
     return error_to_db(relative_error_of((piece, scheme.rounded(piece, steps)) for piece, steps in parts))

@@ -1,4 +1,4 @@
-"""Which layers are never quantized, whatever the method."""
+"""Layers that no method quantizes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ..calibration.observer import LayerStats
 from ..model.families import Family
 from ..model.layer import Layer
 
-# ComfyUI's dynamic VRAM requantizes modules of up to 16 KB at transfer, with a scale of its own: so many
-# weights of one byte each.
+# ComfyUI's dynamic VRAM requantizes modules of up to 16 KB on transfer, with its own scale: this many one-byte
+# weights.
 TINY_WEIGHTS = 16 * 1024
 NEVER_CALLED = "not used by the calibrated workflow"
 
@@ -20,8 +20,8 @@ class Exclusions:
     """The rules for one model.
 
     Attributes:
-        family: whose named layers are excluded.
-        tiny: layers of at most so many weights are excluded.
+        family: its ``never`` layers are excluded.
+        tiny: layers of at most this many weights are excluded.
     """
 
     family: Family
@@ -29,11 +29,11 @@ class Exclusions:
 
     @classmethod
     def as_published(cls, family: Family) -> Exclusions:
-        """None by name or size: the original HSWQ ranks every layer it has seen."""
+        """No exclusions by name or size: the original HSWQ ranks every layer it has seen."""
         return cls(replace(family, never=()), tiny=0)
 
     def reason(self, layer: Layer, stats: LayerStats | None) -> str | None:
-        """Why ``layer`` is never quantized, or None if it may be. ``stats``: None if nothing was calibrated."""
+        """Why ``layer`` is never quantized, or None if it may be. ``stats``: None without calibration."""
         if layer.weights <= self.tiny:
             return f"at most {self.tiny // 1024} K weights"
         if stats is not None and stats.in_calls == 0:
@@ -41,6 +41,6 @@ class Exclusions:
         return self.family.never_reason(layer.name)
 
     def reasons(self, layers: list[Layer], stats: Mapping[str, LayerStats]) -> dict[str, str]:
-        """{name: reason} of the excluded ones."""
-        found = {layer.name: self.reason(layer, stats.get(layer.name)) for layer in layers}
-        return {name: reason for name, reason in found.items() if reason is not None}
+        """{name: reason} of the excluded layers."""
+        checked = {layer.name: self.reason(layer, stats.get(layer.name)) for layer in layers}
+        return {name: reason for name, reason in checked.items() if reason is not None}

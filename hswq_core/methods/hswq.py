@@ -1,4 +1,4 @@
-"""Method ``hswq``, faithful to the original: keep the layers of largest output variance, clip-search the rest."""
+"""Method ``hswq``, faithful to the original: keep the layers with the largest output variance, clip-search the rest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class HSWQSettings:
     """How many layers stay in 16 bits.
 
     Attributes:
-        keep_ratio: share of the eligible layers kept, int(n · keep_ratio) of largest sensitivity.
+        keep_ratio: share of the eligible layers to keep, the int(n · keep_ratio) most sensitive.
 
     Raises:
         SettingError: out of range.
@@ -45,7 +45,7 @@ class HSWQSettings:
         return f"{self.keep_ratio:g}"
 
     def extra_bytes(self, smallest: int, layers: int) -> int:  # noqa: ARG002 - the protocol's
-        """Known only with the plan."""
+        """0: known only once planned."""
         return 0
 
 
@@ -80,18 +80,18 @@ def plan_hswq(task: Task, settings: HSWQSettings) -> Planned:
 
 
 def keep_by_sensitivity(sensitivity: Mapping[str, float], keep_ratio: float) -> set[str]:
-    """Names of the int(n · keep_ratio) largest sensitivities; equal ones in order of name."""
+    """Names with the int(n · keep_ratio) largest sensitivities, ties by name."""
     ranked = by_sensitivity(sensitivity)
     return set(ranked[: int(len(ranked) * keep_ratio)])
 
 
 def by_sensitivity(sensitivity: Mapping[str, float]) -> list[str]:
-    """Names, the most sensitive first, equal ones in order of name."""
+    """Names by descending sensitivity, ties by name."""
     return sorted(sensitivity, key=lambda name: (-sensitivity[name], name))
 
 
 def quantize_layer(layer: Layer, w: torch.Tensor, stats: LayerStats, file_format: FileFormat) -> LayerPlan:
-    """Clip search for one layer; a layer an unscaled cast would hurt is kept where the format allows."""
+    """Clip-search one layer; keep it if an unscaled cast would lose more than the format allows."""
     require_finite(layer, w)
     importance = importance_over_weight(layer.name, layer.shape, stats.importance).to(w.device)
     clip = search_amax(w, importance, file_format.usual(layer.kind))
@@ -100,15 +100,15 @@ def quantize_layer(layer: Layer, w: torch.Tensor, stats: LayerStats, file_format
 
 def _require_stats(layer: Layer, stats: Mapping[str, LayerStats]) -> LayerStats:
     require_unquantized(layer)
-    found = stats.get(layer.name)
-    if found is None or found.shape != layer.shape:
+    layer_stats = stats.get(layer.name)
+    if layer_stats is None or layer_stats.shape != layer.shape:
         raise LayerError(
             f"Layer {layer.name}, statistics",
-            got="none" if found is None else f"statistics of a weight of shape {found.shape}",
+            got="none" if layer_stats is None else f"statistics of a weight of shape {layer_stats.shape}",
             expected=f"statistics of a weight of shape {layer.shape}",
             remedy="Calibrate this model under a new session name, then convert again.",
         )
-    return found
+    return layer_stats
 
 
 HSWQ = Method("hswq", plan_hswq, needs=frozenset({SESSION}), settings=HSWQSettings)

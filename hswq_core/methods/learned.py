@@ -1,17 +1,17 @@
-"""Method ``learned``: rounding fitted to each weight without calibration, for models of which there are no statistics.
+"""Method ``learned``: rounding fitted to each weight without calibration, for models without statistics.
 
-Which inputs a layer gets, its weight W [out, k] tells in part: training is made of steps along the inputs, so they lie
-where W's largest singular values are. The model of the inputs is their second moments
+A layer's weight W [out, k] hints at its inputs: training takes steps along the inputs, so they lie along W's largest
+singular directions. The inputs are modelled by their second moments
 
     G = A Aᵀ + RIDGE · I,  A = V diag(s) √((1 - RIDGE) k / Σ s²),
 
-with s, V the largest singular values of W and their right vectors [k, samples]; tr G = k. The error that AdaRound
-(Nagel et al. 2020, arXiv 2004.10568) minimizes for a layer is then the quantized loss
+with s, V the largest singular values of W and their right singular vectors [k, samples]; tr G = k. The error that
+AdaRound (Nagel et al. 2020, arXiv 2004.10568) minimizes for a layer is then the quantized loss
 
     L(Ŵ) = tr((Ŵ - W) G (Ŵ - W)ᵀ) / tr(W G Wᵀ),
 
-in which the ridge lets no direction go free. It is minimized over the codes themselves (``descent``): a continuous loss
-would have to be undone by the last cast.
+where the ridge penalizes every direction. It is minimized directly over the codes (``descent``), since the final cast
+would undo the result of a continuous relaxation.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from .solve import NEAREST, Solution
 
 LEARNED_CODES = "learned"
 
-# Share of the moments that is alike in all directions. `nox -s bench -- learned.py` measures what it is worth.
+# Isotropic share of the moments. `nox -s bench -- learned.py` measures its effect.
 RIDGE = 0.7
-# More directions than are used, as the authors of the randomized decomposition advise (Halko et al. 2011,
+# Extra directions beyond those used, as recommended for randomized decompositions (Halko et al. 2011,
 # arXiv 0909.4061, section 1.3).
 OVERSAMPLING = 8
-# Rows worked on at a time on the CPU: they do not know of each other, and memory holds their errors only.
+# Rows processed at a time on the CPU: they are independent, and this bounds the memory for their errors.
 ROWS = 1024
 
 
 @dataclass(frozen=True)
 class LearnedOptions:
-    """How long and by what to learn.
+    """Settings of method ``learned``.
 
     Attributes:
-        iterations: sweeps over a weight's columns, at most: the last is one that gains nothing.
-        samples: singular directions that stand for a layer's inputs, at most.
-        seed: of the randomized singular value decomposition.
+        iterations: maximum number of sweeps over a weight's columns; stops early once a sweep gains nothing.
+        samples: maximum number of singular directions that model a layer's inputs.
+        seed: seed of the randomized singular value decomposition.
 
     Raises:
-        SettingError: a number out of its range.
+        SettingError: a number out of range.
     """
 
     iterations: int = 8
@@ -78,12 +78,12 @@ class LearnedOptions:
         return ""
 
     def extra_bytes(self, smallest: int, layers: int) -> int:  # noqa: ARG002 - the protocol's
-        """None."""
+        """No extra bytes."""
         return 0
 
 
 def input_moments(w: torch.Tensor, options: LearnedOptions) -> LowRank:
-    """G of the inputs that ``w`` [out, k], float32, suggests. The same seed gives the same, on one machine."""
+    """Modelled G of the inputs of ``w`` [out, k], float32. Deterministic for a given seed on one machine."""
     wide = min(options.samples + OVERSAMPLING, *w.shape)
     with torch.random.fork_rng([w.device] if w.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
@@ -101,19 +101,20 @@ def learn(
     amax: float | None = None,
     tick: Tick = never_cancelled,
 ) -> Solution:
-    """Round one weight; no row of it has a larger quantized loss than with nearest rounding.
+    """Round one weight; no row ends up with a larger quantized loss than with round to nearest.
 
-    L counts RIDGE · |Ŵ - W|²: so the weight's own squared error is at most 1 / RIDGE of nearest rounding's loss. The
-    largest weights keep their nearest code, by which ComfyUI measures a scale where it requantizes (see ``solve``).
+    L includes RIDGE · |Ŵ - W|², so the weight's own squared error is at most 1 / RIDGE times the loss of round to
+    nearest. The largest weights keep their nearest code, from which ComfyUI measures the scale when it requantizes
+    (see ``solve``).
 
     Args:
         w: finite [out, ...], flattened to [out, k].
-        scheme: with one scale a tensor, or none.
+        scheme: per-tensor, or without a scale.
         amax: clip limit, see ``Scheme.steps``.
-        tick: called every second or so of work; may raise to cancel.
+        tick: called about once per second of work; may raise to cancel.
 
     Returns:
-        Codes, with L of them and of nearest rounding's as errors; both 0 for a zero weight.
+        The codes, with L of them and of round to nearest as errors; both 0 for a zero weight.
     """
     steps = scheme.steps(w, amax)
     rows = scheme.into(w, steps).flatten(1)
@@ -134,17 +135,17 @@ def learn(
 
 
 def learnable(layer: Layer, samples: int) -> bool:
-    """Whether the model of the inputs is believed: not for few outputs, nor for 1 × 1 convolutions.
+    """Whether the input model can be trusted: not with few outputs, nor for 1 × 1 convolutions.
 
-    A weight of fewer rows than samples has no directions beside its own rows: with them the last layer of the
-    SDXL-layout reference model, 16 rows, errs 9.7 times as much on its real inputs. Of its 7 convolutions of 1 × 1,
-    which are skip connections, 6 erred more (bench/RESULTS.md).
+    A weight with fewer rows than samples has no directions beyond its own rows; using them, the last layer of the
+    SDXL-layout reference model (16 rows) has 9.7 times the error on its real inputs. Among that model's 7 1 × 1
+    convolutions, which are skip connections, 6 got worse (bench/RESULTS.md).
     """
     return layer.shape[0] >= samples and layer.shape[2:] != (1, 1)
 
 
 def plan_learned(task: Task, options: LearnedOptions) -> Planned:
-    """The plan of ``plan_nearest``, with the codes learned where that lessens a layer's quantized loss.
+    """The plan of ``plan_nearest``, with learned codes wherever they reduce a layer's quantized loss.
 
     Raises:
         LayerError: a layer already in FP8, or with NaN or infinity.
@@ -161,15 +162,15 @@ def plan_learned(task: Task, options: LearnedOptions) -> Planned:
         plan = round_to_nearest(layer, w, largest(w), NEAREST, file_format)
         if plan.stored is None or not learnable(layer, options.samples):
             return plan
-        found = learn(w, plan.stored, options, amax=plan.amax, tick=tick)
-        plan = plan.measured(loss=found.error, nearest_loss=found.nearest_error)
-        if found.how == NEAREST:
+        solution = learn(w, plan.stored, options, amax=plan.amax, tick=tick)
+        plan = plan.measured(loss=solution.error, nearest_loss=solution.nearest_error)
+        if solution.how == NEAREST:
             return plan
-        task.solutions.add(layer.name, found)
-        return replace(plan, reason=LEARNED_CODES).measured(sqnr_db=sqnr_db(w, found.restored(w.device)))
+        task.solutions.add(layer.name, solution)
+        return replace(plan, reason=LEARNED_CODES).measured(sqnr_db=sqnr_db(w, solution.restored(w.device)))
 
     steps = announced(task.layers, "Learning")
-    layers = tuple(decide(layer, partial(task.progress, *said)) for layer, said in steps)
+    layers = tuple(decide(layer, partial(task.progress, *step)) for layer, step in steps)
     plan = Plan(file_format.name, LEARNED.name, "", task.exclusions.family.name, layers)
     plan.require_closed(len(task.layers))
     return Planned(plan, task.solutions)

@@ -1,7 +1,7 @@
-"""What a method is: how it decides about every layer, what it needs for that, and which settings it has.
+"""Interface of a method: how it decides about every layer, what it needs to do so, and its settings.
 
-The node, the file converter and the command line read the same rows: ``table`` has those that need no running model,
-``loader/convert/methods`` adds the others.
+The node, the file converter and the command line share the same rows: ``table`` has the methods that need no running
+model, ``loader/convert/methods`` adds the others.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from .exclusions import Exclusions
 from .solutions import Solutions
 from .solve import Solution
 
-# What a method may need besides the weights: a session's statistics, the model calls kept beside it, the running model.
+# What a method may need besides the weights: a session's statistics, its recorded model calls, the running model.
 SESSION, STATES, MODEL = "session", "states", "model"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a method plans with.
+    """Everything a method plans with.
 
     Attributes:
         layers: every layer of the model, in model order.
-        read: the weight of a layer, any device; there it is rounded.
-        exclusions: layers never quantized.
+        read: returns a layer's weight, on any device; it is rounded there.
+        exclusions: layers that are never quantized.
         encoding: how layers are stored.
-        solutions: takes the codes of the layers that the method rounds itself.
+        solutions: stores the codes of layers that the method rounds itself.
         session: statistics of the same model; None for methods that need none.
-        progress: may raise to cancel; counts bytes of weights.
+        progress: counts bytes of weights; may raise to cancel.
     """
 
     layers: list[Layer]
@@ -52,11 +52,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a method decided.
+    """Result of a method.
 
     Attributes:
-        plan: which layer is kept or quantized, and how.
-        solutions: codes of the layers that the method rounded itself; the others are rounded to nearest.
+        plan: which layers are kept or quantized, and how.
+        solutions: codes of the layers that the method rounded itself; all others are rounded to nearest.
         notes: lines for the report.
     """
 
@@ -66,19 +66,19 @@ class Planned:
 
 
 class Settings(Protocol):
-    """A frozen dataclass whose fields are named as users know them; raises SettingError for values out of range."""
+    """A frozen dataclass with user-visible field names; raises SettingError for values out of range."""
 
     @property
     def text(self) -> str:
-        """The budget as it appears in file names; "" for a method that has none."""
+        """The budget as it appears in file names; "" for methods without one."""
 
     def extra_bytes(self, smallest: int, layers: int) -> int:
-        """Bytes beyond a file of ``smallest`` bytes with all ``layers`` quantized, as far as known before planning."""
+        """Bytes beyond a file of ``smallest`` bytes with all ``layers`` quantized, if known before planning."""
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Of a method without any."""
+    """For methods without settings."""
 
     @property
     def text(self) -> str:
@@ -86,7 +86,7 @@ class NoSettings:
         return ""
 
     def extra_bytes(self, smallest: int, layers: int) -> int:  # noqa: ARG002 - the protocol's
-        """None."""
+        """No extra bytes."""
         return 0
 
 
@@ -98,12 +98,12 @@ class Method(Generic[T_contra]):
     """One row.
 
     Attributes:
-        name: what users choose, and files say.
+        name: the user-visible name, also written to files.
         plan: (task, settings) -> Planned.
-        needs: some of ``SESSION``, ``STATES``, ``MODEL``.
+        needs: subset of ``SESSION``, ``STATES``, ``MODEL``.
         settings: class of its settings.
-        own_codes: whether it rounds layers itself, so that their codes lie on the disk until the file is written.
-        options: whether it honours an encoding's options; else layers are stored in the format's usual way.
+        own_codes: whether it rounds layers itself, so that their codes take disk space until the file is written.
+        options: whether it supports an encoding's options; else layers are stored in the format's default way.
     """
 
     name: str
@@ -114,12 +114,12 @@ class Method(Generic[T_contra]):
     options: bool = False
 
     def chosen(self, inputs: object) -> Settings:
-        """Its settings, by their names among the attributes of ``inputs``; the default where one is missing."""
+        """Its settings, taken from the attributes of ``inputs`` by name; defaults for missing ones."""
         names = [f.name for f in fields(self.settings) if hasattr(inputs, f.name)]  # type: ignore[arg-type]
         return self.settings(**{name: getattr(inputs, name) for name in names})
 
     def tail(self, settings: Settings, session: Session | None) -> str:
-        """What of a new file's name says how it was made."""
+        """The part of a new file's name that says how it was made."""
         return self.name if session is None else describe(session.calls, settings.text)
 
 
@@ -131,7 +131,7 @@ def method_named(name: str, methods: Mapping[str, Method[T_contra]]) -> Method[T
 
 
 def require_session(method: str, session: Session | None) -> Session:
-    """The session that ``method`` needs; SettingError if there is none."""
+    """The session, required by ``method``; SettingError if there is none."""
     if session is None:
         raise SettingError(
             "session",
@@ -143,7 +143,7 @@ def require_session(method: str, session: Session | None) -> Session:
 
 
 def require_options(method: Method[Any], encoding: Encoding, methods: Mapping[str, Method[Any]]) -> None:
-    """Raise SettingError for options of the encoding that ``method`` does not honour."""
+    """Raise SettingError for encoding options that ``method`` does not support."""
     if method.options or encoding == Encoding(encoding.file_format):
         return
     able = " or ".join(row.name for row in methods.values() if row.options)

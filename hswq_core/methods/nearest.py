@@ -1,4 +1,4 @@
-"""Method ``nearest``: every layer rounded to the nearest code, no statistics. What stock FP8 files are made by."""
+"""Method ``nearest``: round every layer to nearest, without statistics, as in stock FP8 files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .method import Method, Planned, Task
 
 
 def plan_nearest(task: Task, _settings: object = None) -> Planned:
-    """Scale max|w| / 448 where the format stores one, a plain cast where it does not.
+    """Scale max|w| / 448 if the format stores a scale, else a plain cast.
 
     Raises:
         LayerError: a layer already in FP8, or with NaN or infinity.

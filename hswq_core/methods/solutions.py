@@ -1,8 +1,8 @@
-"""What a long conversion has done so far, on disk: memory holds one layer, and a crash loses only the layer at hand.
+"""Progress of a long conversion, kept on disk: memory holds one layer, and a crash loses only the current one.
 
-Folder ``<session>.work/<key>/``: one safetensors file a rounded layer (the scheme's tensors and ``bias``; the rest in
-its metadata) and ``<stage>.json`` for numbers. The key names everything the results depend on; folders of other keys
-are of no use any more and are removed.
+Folder ``<session>.work/<key>/``: one safetensors file per rounded layer (the scheme's tensors and ``bias``; the rest in
+its metadata) and ``<stage>.json`` for numbers. The key is a hash of everything the results depend on; folders with
+other keys are obsolete and are removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PASSING_PREFIX, LOCK_NAME = ".hswq-", "lock"
 
 
 def key_of(*parts: str) -> str:
-    """A folder name for results that depend on ``parts``."""
+    """Folder name for results that depend on ``parts``."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -38,8 +38,8 @@ class Solutions(Mapping[str, Solution]):
     """{layer name: solution}, read from disk at each access.
 
     Args:
-        folder: of the files.
-        files: {layer name: its file} of what is there.
+        folder: where the files are.
+        files: {layer name: its file} of existing solutions.
     """
 
     def __init__(self, folder: Path, files: Mapping[str, Path] | None = None) -> None:
@@ -47,10 +47,10 @@ class Solutions(Mapping[str, Solution]):
 
     @classmethod
     def resumed(cls, folder: Path, key: str) -> Solutions:
-        """What an earlier run left below ``folder`` under the same key; what other keys have there is removed.
+        """Resume from what an earlier run left in ``folder`` under the same key; other keys' results are removed.
 
         Args:
-            folder: of the session.
+            folder: the session's work folder.
             key: see ``key_of``.
         """
         own = folder / key
@@ -82,47 +82,47 @@ class Solutions(Mapping[str, Solution]):
         self._files[name] = path
 
     def error(self, name: str) -> float:
-        """That of a solution, without its codes."""
+        """A solution's error, without loading its codes."""
         with safe_open(self._files[name], "pt") as file:
             return float(json.loads(file.metadata()[HEADER_KEY])["error"])
 
     def numbers(self, stage: str) -> dict[str, float]:
-        """What ``save_numbers`` saved, or nothing."""
+        """What ``save_numbers`` saved; empty if nothing."""
         path = self.folder / f"{stage}.json"
         try:
-            found = checked(parse_json(path.read_text(encoding="utf-8")), dict)
-            return {name: number(value) for name, value in found.items()}
+            record = checked(parse_json(path.read_text(encoding="utf-8")), dict)
+            return {name: number(value) for name, value in record.items()}
         except (OSError, ValueError):
             return {}  # none yet
 
     def save_numbers(self, stage: str, numbers: Mapping[str, float]) -> None:
-        """{layer name: number} of a stage. Raises FileError if the folder cannot be written to."""
+        """Save a stage's {layer name: number}. Raises FileError if the folder cannot be written to."""
         with atomic_file(self.folder / f"{stage}.json") as temporary:
             temporary.write_text(json.dumps(numbers), encoding="utf-8")
 
 
 @contextmanager
 def passing_solutions(beside: Path) -> Iterator[Solutions]:
-    """One for a conversion that is short enough to start anew, in this folder; gone at the end, whatever happens.
+    """Temporary solutions in ``beside`` for a conversion short enough to restart from scratch; deleted in any case.
 
-    What a killed process left goes when the next one begins: who still works holds a lock, as in ``atomic_file``.
+    Leftovers of killed processes are removed when the next one starts; running ones hold a lock, as in ``atomic_file``.
     """
     _clear_abandoned(beside)
-    folder, handle, locked = _begun(beside)
+    folder, handle, locked = _open_passing(beside)
     try:
         yield Solutions(folder)
     finally:
-        # Windows removes no file that is still mapped: better a folder left behind than a conversion that fails.
+        # Windows cannot delete files that are still mapped: better a leftover folder than a failed conversion.
         shutil.rmtree(folder, ignore_errors=True)
         if locked:
             os.close(handle)
 
 
-def _begun(beside: Path) -> tuple[Path, int, bool]:
-    """A new passing folder, the handle of its lock, and whether that is open and locked."""
+def _open_passing(beside: Path) -> tuple[Path, int, bool]:
+    """A new temporary folder, the handle of its lock, and whether the handle is still open and locked."""
     while True:
         folder = Path(mkdtemp(prefix=PASSING_PREFIX, dir=beside))
-        with suppress(FileNotFoundError):  # another process cleared it away while it was empty
+        with suppress(FileNotFoundError):  # another process removed it while it was empty
             handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT)
             if not lock(handle, wait=True):
                 return folder, handle, False
@@ -133,9 +133,9 @@ def _begun(beside: Path) -> tuple[Path, int, bool]:
 
 def _clear_abandoned(beside: Path) -> None:
     for folder in beside.glob(f"{PASSING_PREFIX}*"):
-        with suppress(OSError):  # another process was faster
+        with suppress(OSError):  # already removed by another process
             if not (folder / LOCK_NAME).exists():
-                folder.rmdir()  # only if it is empty: killed before it had its lock
+                folder.rmdir()  # only if empty: its process was killed before locking
                 continue
             handle = os.open(folder / LOCK_NAME, os.O_RDWR)
             if lock(handle):
@@ -144,7 +144,7 @@ def _clear_abandoned(beside: Path) -> None:
 
 
 def _name_in(path: Path) -> str | None:
-    """The layer a file is about; None, and the file is gone, if it cannot be read."""
+    """Name of the layer in a file; None if unreadable, and the file is deleted."""
     try:
         with safe_open(path, "pt") as file:
             return text(checked(parse_json(file.metadata()[HEADER_KEY]), dict)["name"])

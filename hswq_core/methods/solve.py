@@ -1,4 +1,4 @@
-"""One layer's codes: compensated where that wins on inputs the solver has not seen, nearest where it does not."""
+"""Codes for one layer: compensated if that wins on held-out inputs, else rounded to nearest."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..quant.schemes.scheme import CODES, SCALE, Scheme, Tensors
 from ..quant.schemes.table import scheme_named
 from .decide import require_finite
 
-# Damping grows with columns per row: a layer that saw few rows (time and label embeddings see one a picture) is
-# rounded nearly to nearest. On the Flux-layout reference model, 128 states, 0.05 leaves 0.3 to 0.5 dB less error than
-# 0.2, of calls and of pictures.
+# Damping grows with columns per row: a layer that saw few rows (time and label embeddings see one per picture) is
+# almost rounded to nearest. On the Flux-layout reference model with 128 states, 0.05 gives 0.3 to 0.5 dB less error
+# than 0.2, both in calls and in pictures.
 DAMPING_PER_COLUMN = 0.05
 NEAREST, COMPENSATED, UNSOLVED = "nearest", "compensated", "nearest for want of memory"
 
@@ -26,14 +26,14 @@ class Solution:
     """A quantized layer.
 
     Attributes:
-        scheme: name of the scheme it is stored by.
-        tensors: what a file holds of it, see ``Scheme.tensors``.
+        scheme: name of its scheme.
+        tensors: its stored tensors, see ``Scheme.tensors``.
         how: "nearest", "compensated", "learned" or "nearest for want of memory".
-        bias: what to add to the layer's bias, float32 [out], or None.
-        error, nearest_error: mean squared change of the outputs, relative to their mean square: for unseen
-            inputs, for those that method learned supposes, or for want of memory those of the weight itself.
-        damping: that compensation needed, as a share of the mean diagonal of G; 0 where it was not tried.
-        dead: columns that no input ever reached.
+        bias: correction to add to the layer's bias, float32 [out], or None.
+        error, nearest_error: mean squared change of the outputs, relative to their mean square: on held-out inputs, on
+            those that method learned models, or, when out of memory, the same of the weight itself.
+        damping: used by compensation, relative to the mean diagonal of G; 0 if it was not tried.
+        dead: number of columns whose input is always zero.
     """
 
     scheme: str
@@ -47,12 +47,12 @@ class Solution:
 
     @property
     def codes(self) -> torch.Tensor:
-        """As they are stored."""
+        """The stored codes."""
         return self.tensors[CODES]
 
     @property
     def scale(self) -> torch.Tensor | None:
-        """float32 multiplier at dequantize, [] or a channel's [out, 1, ...]; None where the scheme has none."""
+        """float32 multiplier at dequantize, [] or per channel [out, 1, ...]; None if the scheme has none."""
         return self.tensors.get(SCALE)
 
     def to(self, device: torch.device) -> Solution:
@@ -61,7 +61,7 @@ class Solution:
         return replace(self, tensors=tensors, bias=None if self.bias is None else self.bias.to(device))
 
     def restored(self, device: torch.device) -> torch.Tensor:
-        """What a loader makes of it, float32."""
+        """The dequantized weight, float32."""
         return scheme_named(self.scheme).restored({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
@@ -77,15 +77,15 @@ def solve(
 ) -> Solution:
     """Round one layer.
 
-    In units of the scale: rows of a weight do not know of each other, so that each may have its own.
+    Works in units of the scale: rows of a weight are independent, so each may have its own scale.
 
     Args:
-        w: its weight, any device; the moments on the same.
-        fit: of the inputs to round by.
-        held: other inputs, to decide by.
-        scheme: to store it by.
-        has_bias: whether the layer has a bias that a correction can go to.
-        tick: called every second or so of work; may raise to cancel.
+        w: its weight, on the same device as the moments.
+        fit: moments of the inputs to round for.
+        held: held-out inputs, to decide by.
+        scheme: how to store it.
+        has_bias: whether the layer has a bias that can take a correction.
+        tick: called about once per second of work; may raise to cancel.
 
     Raises:
         LayerError: a weight with NaN or infinity.
@@ -98,10 +98,10 @@ def solve(
     values = scheme.into(w, steps)
     nearest = scheme.nearest(values)
     candidates, used, dead = {NEAREST: nearest}, 0.0, 0
-    if w[0].numel() == len(fit.gram):  # not so for a grouped convolution
-        found = compensated(values, fit.gram, scheme.nearest, damping=damping, tick=tick)
-        candidates[COMPENSATED] = _pinned(found.weight, values, nearest, steps.unit)
-        used, dead = found.damping, found.dead
+    if w[0].numel() == len(fit.gram):  # not for grouped convolutions
+        rounding = compensated(values, fit.gram, scheme.nearest, damping=damping, tick=tick)
+        candidates[COMPENSATED] = _pinned(rounding.weight, values, nearest, steps.unit)
+        used, dead = rounding.damping, rounding.dead
     errors = {how: held.error(rounded * steps.unit - w) / signal for how, rounded in candidates.items()}
     how = min(errors, key=lambda name: errors[name])
     chosen = candidates[how]
@@ -111,7 +111,7 @@ def solve(
 
 
 def unsolved(layer: Layer, w: torch.Tensor, scheme: Scheme) -> Solution:
-    """Nearest codes, where there is no memory for the layer's inputs: errors are those of its weight.
+    """Fall back to nearest codes when out of memory for the layer's inputs; errors are those of its weight.
 
     Raises:
         LayerError: a weight with NaN or infinity.
@@ -125,7 +125,7 @@ def unsolved(layer: Layer, w: torch.Tensor, scheme: Scheme) -> Solution:
 
 
 def bias_correction(delta: torch.Tensor, fit: Moments, held: Moments | Rows) -> torch.Tensor | None:
-    """What cancels the mean change of the outputs, -Δ E[x]; None where that does not lessen the error of unseen inputs.
+    """Correction for the mean change of the outputs, -Δ E[x]; None if it does not reduce the error on held-out inputs.
 
     With a correction c the mean squared change is tr(Δ G Δᵀ) + 2 c · Δ E[x] + |c|².
     """
@@ -136,9 +136,9 @@ def bias_correction(delta: torch.Tensor, fit: Moments, held: Moments | Rows) -> 
 
 
 def _pinned(rounded: torch.Tensor, w: torch.Tensor, nearest: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    """The largest weight that a scale serves keeps its nearest code, the grid's end.
+    """Give the largest weight of each scale its nearest code, the end of the grid.
 
-    ComfyUI requantizes small layers, and patched ones, with a scale it measures anew: so it measures the same.
+    ComfyUI remeasures the scale when it requantizes small or patched layers; this way it arrives at the same one.
     """
     parts = (unit.numel(), -1)
     top = w.abs().reshape(parts).argmax(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Methods that need no running model: rows of the table, by name."""
+"""Table of the methods that need no running model, by name."""
 
 from __future__ import annotations
 
