@@ -1,4 +1,4 @@
-"""A finished file, and what is said of it."""
+"""A finished file and its report."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Conversion:
     """A finished file.
 
     Attributes:
-        path: where it is.
+        path: the file.
         size: bytes of the file.
         source_bytes: bytes of the source's tensors.
-        plan: what was done.
-        session: what it was done by; None where a method needs none.
-        notes: further lines for the report.
+        plan: what was done to each layer.
+        session: the calibration session used; None if the method needs none.
+        notes: additional lines for the report.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class Conversion:
         lines = [
             f"{self.path.name}",
             f"{plan.family}, {row.name}, {' '.join(('method', plan.method, plan.budget)).strip()}, "
-            f"{_measured(self.session)}",
+            f"{_calibration(self.session)}",
             f"{self.size / 2**20:.1f} MB ({self.size / max(self.source_bytes, 1):.1%} of the source)",
             plan.accounting(),
             *_kept_lines(plan),
@@ -52,7 +52,7 @@ class Conversion:
         return "\n".join(lines)
 
 
-def _measured(session: Session | None) -> str:
+def _calibration(session: Session | None) -> str:
     return f"session of {session.calls} calls" if session else "without calibration"
 
 

@@ -1,4 +1,4 @@
-"""File to file, without a model in memory: what is asked for, and the finished file."""
+"""File-to-file conversion without a model in memory: the request and the job."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class FileRequest:
 
     Attributes:
         method: a row of the methods table.
-        settings: of the method.
+        settings: settings of the method.
         file_format: name of a format.
-        session: statistics the method decides by; None: it needs none.
-        preset: what is asked for beyond the family's rules.
-        device: where weights are worked on.
+        session: statistics for the method; None if it needs none.
+        preset: options beyond the family's rules.
+        device: where weights are processed.
 
     Raises:
         SettingError: no session for a method that needs one.
@@ -62,7 +62,7 @@ class FileRequest:
         preset: str = AUTO,
         device: str = "cpu",
     ) -> FileRequest:
-        """By the names that users choose; ``inputs``: has the method's settings as attributes.
+        """Build from user-visible names; ``inputs`` has the method's settings as attributes.
 
         Raises:
             SettingError: an unknown name, a setting out of range, or no session for a method that needs one.
@@ -73,12 +73,12 @@ class FileRequest:
 
 @dataclass(frozen=True)
 class FileJob:
-    """A file, opened for conversion.
+    """A file opened for conversion.
 
     Attributes:
-        request: what is asked for.
+        request: how to convert it.
         model: the file's model.
-        encoding: the format as loaders of this family read it.
+        encoding: the format as this family's loaders read it.
     """
 
     request: FileRequest
@@ -97,21 +97,21 @@ class FileJob:
         return cls(request, model, Encoding(format_for(format_named(request.file_format), model.family)))
 
     def target(self, folder: Path, prefix: str = "") -> Path:
-        """A free name, ``<model>_<method's tail>_<format>``; see ``output_path``."""
+        """A free path, ``<model>_<method's tail>_<format>``; see ``output_path``."""
         tail = self.request.method.tail(self.request.settings, self.model.session)
         return output_path(folder, prefix, f"{self.model.source.name}_{tail}_{self.encoding.file_format.name}")
 
     def write(
         self, target: Path, progress: Progress = no_progress, check: Callable[[Path, Plan], None] | None = None
     ) -> Conversion:
-        """Plan, and write the file.
+        """Plan and write the file.
 
         Args:
             progress: may raise to cancel.
-            check: called with the finished temporary file and its plan before it gets its name; raises to refuse it.
+            check: called with the finished temporary file and its plan before it is renamed; raises to reject it.
 
         Raises:
-            LayerError, FileError: see the method's own plan and ``write_checkpoint``.
+            LayerError, FileError: see the method's plan function and ``write_checkpoint``.
         """
         require_writable(target.parent)
         require_space(self._room(target))
@@ -134,7 +134,7 @@ class FileJob:
         return replace(done, notes=(*planned.notes, *model.notes()))
 
     def _room(self, target: Path) -> dict[Path, int]:
-        """{file: bytes} taken at least; codes that a method rounds itself lie on the disk until they are written."""
+        """{file: bytes} needed at least, including codes a method rounds itself, which stay on disk until written."""
         model, scheme = self.model, self.encoding.scheme
         size = smallest_size(model.source.entries, model.prefix, model.layers, scheme)
         if self.request.method.own_codes:

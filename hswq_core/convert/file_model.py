@@ -1,4 +1,4 @@
-"""A diffusion model in a file, without ComfyUI: where its layers are and which session belongs to it."""
+"""A diffusion model in a file, without ComfyUI: its layers and its session."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class FileModel:
     """The layers of a ``.safetensors`` file.
 
     Attributes:
-        source: the file, without what the preset drops.
-        preset: what was asked for beyond the family's rules.
-        session: of this model; None where none is needed.
-        prefix: of the diffusion model's keys, "" if it has none.
+        source: the file, minus what the preset drops.
+        preset: options beyond the family's rules.
+        session: calibration session of this model; None if not needed.
+        prefix: prefix of the diffusion model's keys; may be "".
         family: row of the families table.
-        device: where weights are worked on.
-        layers: every Linear and Conv2d, in the file's order: by the session's names, else every weight of rank 2 or 4.
+        device: where weights are processed.
+        layers: every Linear and Conv2d in file order: those named in the session, else every weight of rank 2 or 4.
 
     Args:
         path: the file.
-        session: of this model; None: none is needed.
+        session: calibration session of this model; None if not needed.
         preset: a row of the presets table.
-        device: where weights are worked on.
+        device: where weights are processed.
 
     Raises:
-        FileError: not a safetensors file, or no session and no known family to tell layers from other matrices.
+        FileError: not a safetensors file, or neither a session nor a known family to tell layers from other matrices.
         SessionError: the session is of another model.
-        LayerError: a layer of the session is not in the file.
+        LayerError: a layer of the session is missing from the file.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class FileModel:
         return self.source.read(weight_key(layer.name, self.prefix))
 
     def fingerprint(self) -> Fingerprint:
-        """Identity of the model, as a session has it."""
+        """Fingerprint of the model, as recorded in a session."""
         by_name = {layer.name: layer for layer in self.layers}
         layout = layout_hash({name: (layer.kind, layer.shape) for name, layer in by_name.items()})
         return Fingerprint(layout, sample_weights(by_name, lambda name: self.read(by_name[name])))
 
 
 def _kinds(inner: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """{layer name: kind} of every weight of a layer's rank."""
+    """{layer name: kind} for every weight whose rank is that of a layer kind."""
     ranks = {layer_of(key): len(info.shape) for key, info in inner.items()}
     return {name: KINDS_BY_RANK[rank] for name, rank in ranks.items() if name is not None and rank in KINDS_BY_RANK}

@@ -1,4 +1,4 @@
-"""What a converted file says about itself: ``hswq`` and ``hswq_plan``, JSON in the safetensors header."""
+"""Metadata of a converted file: ``hswq`` and ``hswq_plan``, JSON in the safetensors header."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ HEADER_VERSION = 1
 
 
 def made_with(device: torch.device) -> dict[str, str]:
-    """What else the bytes of a file depend on: sums are added up in another order elsewhere.
+    """The environment a file's bytes depend on: summation order differs between machines.
 
     On one machine the same session, model and settings give the same bytes.
 
     Args:
-        device: that planned.
+        device: device used for planning.
     """
     where = device.type
     if device.type == "cpu":
@@ -40,12 +40,12 @@ def made_with(device: torch.device) -> dict[str, str]:
 def header_metadata(
     source: TensorSource, plan: Plan, session: Session | None, device: torch.device = CPU
 ) -> dict[str, str]:
-    """The source's metadata plus ``hswq`` and the whole ``hswq_plan``: JSON, deterministic (no time).
+    """The source's metadata plus ``hswq`` and the full ``hswq_plan``: deterministic JSON (no timestamps).
 
     Args:
-        source: of the tensors.
+        source: source of the tensors.
         plan: what is done to them.
-        session: what it was made by; None, and ``null`` in the file, where a method needs none.
+        session: the calibration session used; None, and ``null`` in the file, if the method needs none.
         device: see ``made_with``.
     """
     record = {
@@ -71,10 +71,10 @@ def _session(session: Session) -> dict[str, object]:
 
 
 def declared_format(metadata: Mapping[str, str] | None, file_name: str) -> str | None:
-    """Name of the format (a key of ``FORMATS``) that a file's metadata declare, None if it has no ``hswq`` entry.
+    """Format (a key of ``FORMATS``) declared by a file's metadata; None without an ``hswq`` entry.
 
     Raises:
-        FileError: the entry is damaged, or of a version or format this release does not know.
+        FileError: the entry is damaged, or has a version or format unknown to this release.
     """
     text = (metadata or {}).get(HEADER_KEY)
     if text is None:
@@ -89,7 +89,7 @@ def declared_format(metadata: Mapping[str, str] | None, file_name: str) -> str |
 
 
 def header_record(text: str, file_name: str) -> dict[str, Any]:
-    """The entry ``hswq``, which says at least version and format; FileError if it is damaged."""
+    """The parsed ``hswq`` entry, with at least version and format; FileError if it is damaged."""
     try:
         record = checked(parse_json(text), dict)
     except ValueError as error:
@@ -100,10 +100,10 @@ def header_record(text: str, file_name: str) -> dict[str, Any]:
 
 
 def declared_plan(metadata: Mapping[str, str], file_name: str) -> Plan | None:
-    """The plan a file was written by, None if it holds none.
+    """The plan a file was written with; None if it has none.
 
     Raises:
-        FileError: it is damaged, or holds numbers no conversion makes.
+        FileError: it is damaged, or has numbers that no conversion produces.
     """
     text = metadata.get(PLAN_KEY)
     if text is None:
@@ -124,7 +124,7 @@ def declared_plan(metadata: Mapping[str, str], file_name: str) -> Plan | None:
 
 
 def _plan_remedy(metadata: Mapping[str, str], file_name: str) -> str:
-    """A later release may have written it."""
+    """Advice for an unreadable plan, which a later release may have written."""
     damaged = "The file is damaged: convert or download it again."
     try:
         said = header_record(metadata[HEADER_KEY], file_name).get("plan")
@@ -136,7 +136,7 @@ def _plan_remedy(metadata: Mapping[str, str], file_name: str) -> str:
 
 
 def _require_sound(layer: LayerPlan) -> None:
-    """Raise ValueError for what no conversion makes; files come from strangers."""
+    """Raise ValueError for values that no conversion produces; files are untrusted."""
     numbers = (layer.amax, layer.sensitivity, layer.change or 0.0, layer.input_amax)
     if not layer.shape or min(layer.shape) < 1:
         raise ValueError(f"layer {layer.name} of shape {layer.shape}")

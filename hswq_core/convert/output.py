@@ -1,4 +1,4 @@
-"""From a source, a plan and a format to a finished file."""
+"""Writes a finished file from a source, a plan and a format."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PLAN_SUFFIX = ".plan.json"
 
 
 def source_layers(source: TensorSource, prefix: str, kinds: Mapping[str, str]) -> list[Layer]:
-    """Every observed layer as the source holds it, in the source's order.
+    """Every observed layer as stored in the source, in source order.
 
     Args:
-        prefix: of the diffusion model's keys in the source ("" or "model.diffusion_model.").
+        prefix: prefix of the diffusion model's keys in the source ("" or "model.diffusion_model.").
         kinds: {layer name: kind} of the model.
 
     Raises:
-        LayerError: the source lacks a layer of the model.
+        LayerError: a layer of the model is missing from the source, or its weight has the wrong rank.
     """
     layers = []
     for key, info in source.entries.items():
@@ -61,13 +61,13 @@ class Output:
     """A file to be written.
 
     Attributes:
-        source: of the tensors.
-        prefix: of the diffusion model's keys in it.
+        source: source of the tensors.
+        prefix: prefix of the diffusion model's keys in it.
         plan: what is done to its layers.
-        session: what the plan was made by; None where a method needs none.
-        solutions: {layer name: codes and bias correction} of the quantized layers that a method has rounded itself; the
+        session: the calibration session used for the plan; None if the method needs none.
+        solutions: {layer name: codes and bias correction} for quantized layers that the method rounded itself; all
             others are rounded to nearest.
-        device: that planned, see ``made_with``.
+        device: device used for planning, see ``made_with``.
     """
 
     source: TensorSource
@@ -80,7 +80,7 @@ class Output:
     def write(
         self, path: Path, progress: Progress = no_progress, check: Callable[[Path], None] | None = None
     ) -> Conversion:
-        """Write the file, and beside it its plan for people to read; arguments and errors: ``write_checkpoint``."""
+        """Write the file and a human-readable plan beside it; for arguments and errors see ``write_checkpoint``."""
         metadata = header_metadata(self.source, self.plan, self.session, self.device)
         size = write_checkpoint(path, self.tensors(), metadata, progress=progress, check=check)
         with atomic_file(path.with_suffix(PLAN_SUFFIX)) as temporary:
@@ -89,23 +89,23 @@ class Output:
         return Conversion(path, size, source_bytes, self.plan, self.session)
 
     def tensors(self) -> list[OutputTensor]:
-        """The file's tensors in the source's order: what belongs to a weight directly after it."""
+        """The file's tensors in source order; scales and markers directly follow their weight."""
         layers = {weight_key(layer.name, self.prefix): layer for layer in self.plan.layers}
         biases = {
             bias_key(layer.name, self.prefix): self.solutions[layer.name].bias
             for layer in self.plan.layers
             if layer.action == QUANTIZE and layer.name in self.solutions
         }
-        found: list[OutputTensor] = []
+        tensors: list[OutputTensor] = []
         for key, info in self.source.entries.items():
             layer = layers.get(key)
             if layer is not None and layer.action == QUANTIZE:
-                found += self._quantized(key, info, layer)
+                tensors += self._quantized(key, info, layer)
             elif (correction := biases.get(key)) is not None:
-                found.append(OutputTensor(key, info, partial(self._corrected, key, correction)))
+                tensors.append(OutputTensor(key, info, partial(self._corrected, key, correction)))
             else:
-                found.append(self._kept(key, info, layer))
-        return found
+                tensors.append(self._kept(key, info, layer))
+        return tensors
 
     def _quantized(self, key: str, info: TensorInfo, layer: LayerPlan) -> Iterator[OutputTensor]:
         scheme, row = scheme_named(layer.scheme), format_named(self.plan.file_format)
@@ -116,17 +116,17 @@ class Output:
             tensors = solution.tensors if solution else scheme.nearest_tensors(self.source.read(key), layer.amax)
             return row.spelled(scheme, tensors, input_scale)
 
-        taken = _InTurn(rounded)
+        group = _InTurn(rounded)
         for name, tensor in row.spelled(scheme, scheme.described(info.shape), input_scale).items():
             described = TensorInfo(tensor.dtype, tuple(tensor.shape))
-            yield OutputTensor(f"{key.removesuffix(WEIGHT)}.{name}", described, partial(taken.take, name))
+            yield OutputTensor(f"{key.removesuffix(WEIGHT)}.{name}", described, partial(group.take, name))
 
     def _corrected(self, key: str, correction: torch.Tensor) -> torch.Tensor:
         bias = self.source.read(key)
         return (bias.to(torch.float32) + correction.to(bias.device)).to(bias.dtype)
 
     def _kept(self, key: str, info: TensorInfo, layer: LayerPlan | None) -> OutputTensor:
-        # A float32 source's kept layers become FP16; everything that is no layer survives as it is.
+        # Kept layers of a float32 source become FP16; tensors that are not layers stay unchanged.
         if layer is not None and info.dtype == torch.float32:
             return OutputTensor(
                 key, TensorInfo(torch.float16, info.shape), lambda: _half(self.source.read(key), layer.name)
@@ -135,16 +135,16 @@ class Output:
 
 
 class _InTurn:
-    """Tensors of a layer that are written one after the other: made together, when the first is wanted."""
+    """A layer's tensors, written one after another but computed together when the first is requested."""
 
     def __init__(self, make: Callable[[], Tensors]) -> None:
         self._make = make
-        self._left: Tensors = {}
+        self._pending: Tensors = {}
 
     def take(self, name: str) -> torch.Tensor:
-        """One of them, which is then let go of."""
-        self._left = self._left or self._make()
-        return self._left.pop(name)
+        """Return one of them and drop the reference."""
+        self._pending = self._pending or self._make()
+        return self._pending.pop(name)
 
 
 def _half(w: torch.Tensor, name: str) -> torch.Tensor:
