@@ -1,1 +1,1 @@
-"""What sessions and files say about themselves, as data and Markdown."""
+"""Reports on sessions and files, as data and Markdown."""

@@ -1,4 +1,4 @@
-"""Is a session's calibration enough? How far its statistics were, at earlier saves, from what they are now."""
+"""Judges whether calibration is sufficient, by how far statistics at earlier saves were from the current ones."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..methods.hswq import DEFAULT_KEEP_RATIO, keep_by_sensitivity
 from ..model.families import family_named
 from ..model.layer import Layer
 
-# What one doubling of the calls may still change: of the layers' levels, and of the kept layers. Guesses, on the
-# careful side: by one picture, whose levels were 2 to 5 % from those of 32, hswq converted the Flux and the SDXL
-# reference model no worse than by 32.
+# How much doubling the calls may still change the layers' levels, and the kept layers. Conservative guesses: with one
+# picture, whose levels were 2 to 5 % from those of 32, hswq converted the Flux and SDXL reference models no worse than
+# with 32.
 ENOUGH_LEVEL, ENOUGH_KEPT = 0.02, 0.05
 # What counts as about half the calls (guess).
 HALF = (0.25, 0.7)
-# More samples than HSWQ's authors ask for are never asked for.
+# Never ask for more prompts than the number of samples HSWQ's authors recommend.
 MOST_PROMPTS = 256
 ENOUGH, MORE, UNKNOWN = "enough", "more", "unknown"
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far statistics of fewer calls were from those of all.
+    """Distance of earlier statistics from those of all calls.
 
     Attributes:
-        calls, images: then.
-        changed: layers that hswq would have kept then and would not keep now.
-        kept: layers that hswq would keep now.
+        calls, images: counts at that time.
+        changed: number of layers that hswq would have kept then but would not keep now.
+        kept: number of layers that hswq would keep now.
         level: median over layers of |level then - level now| / level now.
     """
 
@@ -47,13 +47,13 @@ class Distance:
 
     @property
     def common(self) -> float:
-        """Share of the kept layers in common."""
+        """Share of kept layers in common."""
         return 1 - self.changed / self.kept if self.kept else 1.0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """An answer: ``ENOUGH``, ``MORE`` or ``UNKNOWN``, and a sentence."""
+    """An answer, ``ENOUGH``, ``MORE`` or ``UNKNOWN``, and a sentence explaining it."""
 
     answer: str
     text: str
@@ -62,16 +62,16 @@ class Verdict:
 def never_quantized(session: Session) -> dict[str, str]:
     """{layer: why hswq would never quantize it}."""
     rules = Exclusions(family_named(session.family))
-    found = {}
+    reasons = {}
     for name, stats in session.layers.items():
         reason = rules.reason(Layer(name, stats.kind, stats.shape, torch.float16), stats)
         if reason is not None:
-            found[name] = reason
-    return found
+            reasons[name] = reason
+    return reasons
 
 
 def distances(session: Session, excluded: Collection[str]) -> list[Distance]:
-    """For each point of the history and, as the last, for now, where all is 0.
+    """One for each point of the history, then one for now, which is all zero.
 
     Args:
         excluded: layers that hswq does not choose among.
@@ -91,7 +91,7 @@ def _kept(point: Point, names: list[str], excluded: Collection[str]) -> set[str]
 
 
 def would_keep(sensitivity: Mapping[str, float], excluded: Collection[str]) -> set[str]:
-    """Layers that hswq keeps at its usual ratio, of those it chooses among."""
+    """Layers that hswq keeps at its default ratio, excluding ``excluded``."""
     return keep_by_sensitivity({name: s for name, s in sensitivity.items() if name not in excluded}, DEFAULT_KEEP_RATIO)
 
 
@@ -99,43 +99,43 @@ def _apart(point: Point, now: Point) -> float:
     called = now.level > 0
     if not bool(called.any()):
         return 0.0
-    then, at_last = point.level[called].double(), now.level[called].double()
-    return float(((then - at_last).abs() / at_last).median())
+    earlier, current = point.level[called].double(), now.level[called].double()
+    return float(((earlier - current).abs() / current).median())
 
 
-def verdict(found: list[Distance]) -> Verdict:
-    """Whether the statistics are enough for method hswq, by what the last doubling of the calls changed."""
-    now = found[-1]
-    half = _half(found)
+def verdict(history: list[Distance]) -> Verdict:
+    """Whether the statistics suffice for method hswq, judged by what the last doubling of the calls changed."""
+    now = history[-1]
+    half = _half(history)
     if half is None:
         return Verdict(UNKNOWN, "Too few points to tell: generate once or twice more.")
-    told = (
+    summary = (
         f"the last doubling of the calls (from {half.calls} to {now.calls}) changed layers' statistics by "
         f"{half.level:.1%} and {half.changed} of {half.kept} kept layers"
     )
     excess = max(half.level / ENOUGH_LEVEL, half.changed / allowed_changes(half.kept))
     if excess <= 1:
-        return Verdict(ENOUGH, f"Enough: {told}.")
+        return Verdict(ENOUGH, f"Enough: {summary}.")
     more = _more(now, excess)
-    return Verdict(MORE, f"Not enough yet: {told}. Generate {more} more {'prompt' if more == 1 else 'prompts'}.")
+    return Verdict(MORE, f"Not enough yet: {summary}. Generate {more} more {'prompt' if more == 1 else 'prompts'}.")
 
 
 def allowed_changes(kept: int) -> float:
-    """How many of the kept layers a doubling of the calls may change; one always."""
+    """How many kept layers a doubling of the calls may change; at least one."""
     return max(1.0, ENOUGH_KEPT * kept)
 
 
-def _half(found: list[Distance]) -> Distance | None:
-    """The point nearest to half the calls; of a run that had not ended none tells."""
-    now = found[-1]
+def _half(history: list[Distance]) -> Distance | None:
+    """The point closest to half the calls, ignoring those from an unfinished first run."""
+    now = history[-1]
     lowest, highest = (share * now.calls for share in HALF)
-    near = [d for d in found[:-1] if lowest <= d.calls <= highest and (d.images or not now.images)]
+    near = [d for d in history[:-1] if lowest <= d.calls <= highest and (d.images or not now.images)]
     return min(near, key=lambda d: abs(math.log(2 * d.calls / now.calls)), default=None)
 
 
 def _more(now: Distance, excess: float) -> int:
-    """Prompts until a doubling changes no more than is allowed, if changes fall with the root of the calls (guess)."""
-    prompts = now.images or now.calls  # text encoders are called once a prompt
+    """Prompts needed to get within limits, assuming changes fall with the square root of the calls (guess)."""
+    prompts = now.images or now.calls  # text encoders are called once per prompt
     return min(MOST_PROMPTS, max(1, math.ceil(prompts * (excess**2 - 1))))
 
 
@@ -144,29 +144,29 @@ class KeptCalls:
     """The model calls kept beside a session.
 
     Attributes:
-        calls: how many.
-        prompts: that they show.
+        calls: number of calls.
+        prompts: number of distinct prompts among them.
     """
 
     calls: int
     prompts: int
 
     def verdict(self) -> Verdict:
-        """Whether they are enough for method model_aware.
+        """Whether they suffice for method model_aware.
 
-        On the reference models one picture was worth 49.9, 54.7 and 54.8 dB at +3 %, 32 pictures with 32 calls kept
+        On the reference models one picture gave 49.9, 54.7 and 54.8 dB at +3 %, 32 pictures with 32 calls kept
         50.2, 55.2 and 56.5, with 128 calls kept 52.1, 56.9 and 57.4, with 512 kept 53.0, 57.3 and 57.4.
         """
-        told = f"{_some(self.calls, 'call')} of {_some(self.prompts, 'prompt')} kept"
+        summary = f"{_some(self.calls, 'call')} of {_some(self.prompts, 'prompt')} kept"
         if not self.calls:
             return Verdict(MORE, "No calls kept: set the Calibration node's states above 0 and generate once more.")
         if self.prompts < ENOUGH_PROMPTS:
             lack = ENOUGH_PROMPTS - self.prompts
-            return Verdict(MORE, f"Not enough yet: {told}. Generate {_some(lack, 'more prompt')}.")
+            return Verdict(MORE, f"Not enough yet: {summary}. Generate {_some(lack, 'more prompt')}.")
         if self.calls < DEFAULT_STATES:
-            return Verdict(MORE, f"Usable: {told}; {DEFAULT_STATES} calls measured 0.9 to 1.9 dB better than 32.")
-        return Verdict(ENOUGH, f"Enough: {told}.")
+            return Verdict(MORE, f"Usable: {summary}; {DEFAULT_STATES} calls measured 0.9 to 1.9 dB better than 32.")
+        return Verdict(ENOUGH, f"Enough: {summary}.")
 
 
-def _some(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def _some(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

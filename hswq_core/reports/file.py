@@ -1,4 +1,4 @@
-"""What a quantized file says about itself: by its plan, or of others' files by its tensors."""
+"""Report on a quantized file: from its plan, or, for other tools' files, from its tensors."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from ..quant.schemes.table import holds_codes
 from .table import Row, markdown, megabytes
 
 CHANGE, SENSITIVITY = "change of the output, %", "sensitivity"
-# Of a curve: each costs one choice among all layers.
+# Points of a curve; each requires one selection among all layers.
 MOST_POINTS = 128
 Entries = Mapping[str, TensorInfo]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What bytes buy: the change of the model's output by the layers in 8 bits, over the bytes of those that are not.
+    """Quality over size: change of the model's output due to 8-bit layers, over the extra bytes of 16-bit layers.
 
     Attributes:
         smallest: bytes of the file's tensors with every layer in 8 bits.
-        points: (bytes beyond that, dB) of what budgets from none to all would have kept, ascending.
-        chosen: of this file; None if nothing that was measured is in 8 bits.
+        points: (extra bytes, dB) for budgets from none to all, ascending.
+        chosen: the point of this file; None if no measured layer is in 8 bits.
     """
 
     smallest: int
@@ -49,12 +49,12 @@ class FileReport:
     """A file's report.
 
     Attributes:
-        name: of the file.
-        facts: short lines, the most important first.
+        name: name of the file.
+        facts: short lines, most important first.
         rows: layers in model order.
-        measure: what ``Row.measure`` is, with its unit; "" if nothing was measured.
-        nbytes, smallest: of all tensors, and of them with every layer in 8 bits.
-        curve: None where no change of the model's output was measured.
+        measure: meaning of ``Row.measure``, with its unit; "" if nothing was measured.
+        nbytes, smallest: total bytes of the tensors, and the total with every layer in 8 bits.
+        curve: None if the change of the model's output was not measured.
     """
 
     name: str
@@ -67,23 +67,23 @@ class FileReport:
 
     @property
     def extra(self) -> float:
-        """Bytes beyond every layer in 8 bits, as a share of them."""
+        """Bytes beyond ``smallest``, as a share of it."""
         return (self.nbytes - self.smallest) / max(self.smallest, 1)
 
     def markdown(self) -> str:
-        """Facts and a table of layers, the worst first."""
+        """Facts and a table of layers, worst first."""
         columns = ("layer", "kind", "bits", "why", self.measure or "measured", "weight SQNR, dB", "MB")
         cells = [
             (r.name, r.kind, 8 if r.action == QUANTIZE else 16, r.reason, r.measure, r.sqnr_db, r.nbytes / 2**20)
             for r in worst_first(self.rows)
         ]
         used = [i for i in range(len(columns)) if any(row[i] not in (None, "") for row in cells)]
-        picked = [[row[i] for i in used] for row in cells]
-        return markdown(self.name, self.facts, [columns[i] for i in used], picked)
+        rows = [[row[i] for i in used] for row in cells]
+        return markdown(self.name, self.facts, [columns[i] for i in used], rows)
 
 
 def worst_first(rows: tuple[Row, ...]) -> list[Row]:
-    """By measure, else by SQNR of the weight, else by bytes."""
+    """Rows by measure, then by weight SQNR, then by bytes."""
 
     def badness(row: Row) -> tuple[float, float, int]:
         sqnr = math.inf if row.sqnr_db is None else row.sqnr_db
@@ -93,10 +93,10 @@ def worst_first(rows: tuple[Row, ...]) -> list[Row]:
 
 
 def report_file(path: Path) -> FileReport:
-    """Read a quantized file's header; no tensor is read.
+    """Report on a quantized file from its header; no tensor is read.
 
     Raises:
-        FileError: not a safetensors file, none of FP8, or a damaged header.
+        FileError: not a safetensors file, no FP8 weights, or a damaged header.
     """
     metadata, entries = read_header(path)
     if not any(holds_codes(info.dtype) for info in entries.values()):
@@ -139,7 +139,7 @@ def _stored(name: str, entries: Entries, prefix: str, layer: LayerPlan) -> Tenso
 
 
 def _as_planned(info: TensorInfo, layer: LayerPlan) -> bool:
-    """Whether a tensor is what a plan says; a scheme of a later release may store it in any way."""
+    """Whether a tensor matches its plan; a later release's scheme may store it in any way."""
     if layer.action != QUANTIZE:
         return info.shape == layer.shape and not holds_codes(info.dtype)
     if layer.stored is None:
@@ -149,7 +149,7 @@ def _as_planned(info: TensorInfo, layer: LayerPlan) -> bool:
 
 
 def _code_bytes(plan: Plan, layer: LayerPlan) -> int:
-    """Bytes of a layer's codes, those of the format's usual scheme if it was kept."""
+    """Bytes of a layer's codes; if it was kept, those in the format's default scheme."""
     row = FORMATS.get(plan.file_format)  # a later release may have more formats and kinds
     scheme = layer.stored or (row.usual(layer.kind) if row is not None and layer.kind in row.schemes else None)
     return math.prod(layer.shape) if scheme is None else scheme.code_bytes(layer.shape)
@@ -163,7 +163,7 @@ def _row(layer: LayerPlan, info: TensorInfo, measure: str) -> Row:
 
 
 def _sizes(entries: Entries, codes: Mapping[str, int]) -> tuple[int, int]:
-    """(bytes of all tensors, the same with every layer quantized, whose codes take the bytes in ``codes``)."""
+    """(total bytes of the tensors, total with every layer quantized to the sizes in ``codes``)."""
     return sum(info.nbytes for info in entries.values()), size_with(entries, codes)
 
 
@@ -191,8 +191,8 @@ def _curve(plan: Plan, smallest: int) -> Curve:
     chosen = {layer.name for layer in plan.layers if layer.action != QUANTIZE and layer.name in change}
     whole = [0, *accumulate(cost[name] for name in per_byte(change, cost))]
     budgets = {*whole[:: 1 + len(whole) // MOST_POINTS], sum(cost[name] for name in chosen)}
-    found = {point(choose_kept(change, cost, budget)) for budget in budgets}
-    points = sorted((extra, db) for extra, db in found if math.isfinite(db))
+    candidates = {point(choose_kept(change, cost, budget)) for budget in budgets}
+    points = sorted((extra, db) for extra, db in candidates if math.isfinite(db))
     own = point(chosen)
     return Curve(smallest, tuple(points), own if math.isfinite(own[1]) else None)
 

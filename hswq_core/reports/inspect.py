@@ -1,4 +1,4 @@
-"""What a finished file holds: quantized weights with their scales, restored, compared and checked."""
+"""Inspects finished files: dequantizes, compares and checks quantized weights and their scales."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ..quant.schemes.table import holds_codes, scheme_stored
 
 @dataclass(frozen=True)
 class Difference:
-    """A weight of two files.
+    """One weight in two files.
 
     Attributes:
-        key: in the second file.
-        dtypes: of both.
-        sqnr_db: of the second against the first; infinite if they are equal, None if the shapes differ.
+        key: its key in the second file.
+        dtypes: its dtypes in both.
+        sqnr_db: SQNR of the second relative to the first; infinite if equal, None if the shapes differ.
     """
 
     key: str
@@ -39,7 +39,7 @@ class Difference:
 
 
 class QuantizedFile:
-    """A ``.safetensors`` file, any weight of which can be restored.
+    """A ``.safetensors`` file whose weights can be dequantized.
 
     Raises:
         FileError: see ``FileSource``.
@@ -60,7 +60,7 @@ class QuantizedFile:
         return [key for key, info in entries.items() if key.endswith(WEIGHT) and holds_codes(info.dtype)]
 
     def scheme(self, key: str) -> Scheme | None:
-        """The scheme that a weight is stored by; None: it is not quantized, or in a way that is not known."""
+        """The scheme a weight is stored in; None: not quantized, or an unknown scheme."""
         scale_key, marker_key = self.scale_key(key), self._beside(key, MARKER)
         scales = 0 if scale_key is None else math.prod(self.source.entries[scale_key].shape)
         marked = None
@@ -69,12 +69,12 @@ class QuantizedFile:
         return scheme_stored(self.source.entries[key].dtype, scales, marked)
 
     def scale_key(self, key: str) -> str | None:
-        """Key of the scale of a weight, however it is spelled; None: it has none."""
-        found = (self._beside(key, suffix) for suffix in SCALE_SUFFIXES)
-        return next((scale_key for scale_key in found if scale_key in self.source.entries), None)
+        """Key of a weight's scale, in any known spelling; None: it has none."""
+        candidates = (self._beside(key, suffix) for suffix in SCALE_SUFFIXES)
+        return next((scale_key for scale_key in candidates if scale_key in self.source.entries), None)
 
     def restored(self, key: str) -> torch.Tensor:
-        """A weight in float32, dequantized if it is quantized in a way that is known."""
+        """A weight in float32, dequantized if its scheme is known."""
         tensor, scheme, scale_key = self.source.read(key), self.scheme(key), self.scale_key(key)
         if scheme is None:
             return tensor.to(torch.float32)
@@ -82,7 +82,7 @@ class QuantizedFile:
         return scheme.restored({CODES: tensor, **scale})
 
     def scale(self, key: str, scale_key: str) -> torch.Tensor:
-        """The scale of a weight, float32. Raises FileError unless it is one number, or one an output channel."""
+        """The scale of a weight, float32. Raises FileError unless it has one value, or one per output channel."""
         shape, outputs = self.source.entries[scale_key].shape, self.source.entries[key].shape[:1]
         if math.prod(shape) not in (1, *outputs):
             raise FileError(
@@ -110,10 +110,10 @@ class QuantizedFile:
 
 
 def compare(first: QuantizedFile, second: QuantizedFile) -> Iterator[Difference]:
-    """Every weight of rank 2 or 4 that both files have, in the second's order; one may lack the checkpoint's prefix.
+    """Every weight of rank 2 or 4 in both files, in the second's order; either may lack the checkpoint prefix.
 
     Raises:
-        FileError: they have none in common.
+        FileError: the files have no weight in common.
     """
     known = set(first.weights())
     sources = {key: next((k for k in _spellings(key) if k in known), None) for key in second.weights()}
@@ -130,7 +130,7 @@ def compare(first: QuantizedFile, second: QuantizedFile) -> Iterator[Difference]
 
 
 def _spellings(key: str) -> tuple[str, ...]:
-    """A key with and without the prefix of whole checkpoints."""
+    """A key as it is, without, and with the prefix of full checkpoints."""
     bare = key.removeprefix(CHECKPOINT_PREFIX)
     return key, bare, CHECKPOINT_PREFIX + bare
 
@@ -144,7 +144,7 @@ def _difference(first: QuantizedFile, source: str, second: QuantizedFile, key: s
 
 
 def findings(path: Path) -> Iterator[str]:
-    """What is wrong with a file, one line each; nothing if it is sound.
+    """Problems with a file, one line each; empty if it is sound.
 
     Raises:
         FileError: it cannot be read at all.
@@ -180,10 +180,10 @@ def _weight_findings(file: QuantizedFile, key: str, *, needs_scale: bool) -> Ite
         yield f"{scale_key}: NaN, infinity, zero or a negative number"
 
 
-def _count_findings(file: QuantizedFile, declared: str | None, found: int) -> Iterator[str]:
+def _count_findings(file: QuantizedFile, declared: str | None, quantized: int) -> Iterator[str]:
     if declared is None:
         return
     counts = header_record(file.source.metadata[HEADER_KEY], file.path.name).get("counts")
-    said = counts.get(QUANTIZE) if isinstance(counts, dict) else None
-    if said != found:
-        yield f"{found} FP8 weights, the header says {shown(said)}"
+    stated = counts.get(QUANTIZE) if isinstance(counts, dict) else None
+    if stated != quantized:
+        yield f"{quantized} FP8 weights, the header says {shown(stated)}"

@@ -1,4 +1,4 @@
-"""What a session says: which layers hswq would keep, and whether the calibration is enough."""
+"""Report on a session: which layers hswq would keep, and whether calibration is sufficient."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class SessionReport:
     """A session's report.
 
     Attributes:
-        name: of the session.
-        facts: short lines, the most important first.
+        name: name of the session.
+        facts: short lines, most important first.
         rows: layers in model order; ``measure`` is the sensitivity, ``action`` what hswq would do at 0.25.
         distances: see ``convergence.distances``.
-        statistics: whether they are enough for hswq.
-        calls: whether the kept calls are enough for model_aware; None for a text encoder, of which none are kept.
+        statistics: whether the statistics suffice for hswq.
+        calls: whether the kept calls suffice for model_aware; None for text encoders, which keep none.
     """
 
     name: str
@@ -39,7 +39,7 @@ class SessionReport:
     calls: Verdict | None
 
     def markdown(self) -> str:
-        """Facts and a table of layers, the most sensitive first."""
+        """Facts and a table of layers, most sensitive first."""
         verdicts = [f"hswq: {self.statistics.text}", *([f"model_aware: {self.calls.text}"] if self.calls else [])]
         columns = ("layer", "kind", f"hswq at {DEFAULT_KEEP_RATIO:g}", "why", "sensitivity", "mean input")
         ranked = sorted(self.rows, key=lambda row: -(row.measure or 0.0))
@@ -48,23 +48,23 @@ class SessionReport:
 
 
 def report_session(path: Path) -> SessionReport:
-    """Read a session and the calls kept beside it.
+    """Report on a session and the calls kept beside it.
 
     Raises:
-        SessionError: either is damaged; no session; nothing was recorded.
+        SessionError: either is damaged, the session is missing, or nothing was recorded.
     """
     session = load_session(path)
     session.require_statistics(f"Session {path.stem}")
     excluded = never_quantized(session)
-    found = distances(session, excluded)
-    kept = _kept_calls(path, session) if session.images else None  # of text encoders no image is drawn
+    history = distances(session, excluded)
+    kept = _kept_calls(path, session) if session.images else None  # text encoders generate no images
     rows = _rows(session, excluded)
     return SessionReport(
         path.stem,
         (*_facts(session), *_keep_facts(rows)),
         rows,
-        tuple(found),
-        verdict(found),
+        tuple(history),
+        verdict(history),
         None if kept is None else kept.verdict(),
     )
 
@@ -99,7 +99,7 @@ def _facts(session: Session) -> list[str]:
 def _day(seconds: float) -> str:
     try:
         return time.strftime("%Y-%m-%d", time.localtime(seconds))
-    except (ValueError, OverflowError, OSError):  # a file may say any time
+    except (ValueError, OverflowError, OSError):  # a file may contain any timestamp
         return "at an unknown time"
 
 

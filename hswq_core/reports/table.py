@@ -1,27 +1,27 @@
-"""What reports of files and of sessions share: a layer's row, and tables in Markdown."""
+"""Shared by file and session reports: a layer's row, and Markdown tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Rows of a table; a picture shows all layers.
+# Rows of a table; the plotted report shows all layers.
 MOST_ROWS = 40
 
 
 @dataclass(frozen=True)
 class Row:
-    """One layer, in model order among others.
+    """One layer.
 
     Attributes:
-        name: of the layer.
+        name: name of the layer.
         kind: "Linear" or "Conv2d".
-        action: "quantize", "keep" or "skip"; of a session: what hswq would do.
+        action: "quantize", "keep" or "skip"; for a session: what hswq would do.
         reason: one phrase.
-        nbytes: of its weight, as it is stored.
-        measure: what it costs to have it in 8 bits, in the report's own unit; None: not measured.
-        sqnr_db: of the quantized weight; None: not quantized, exact, or not known.
-        level: mean |input|; None: not known.
+        nbytes: bytes of its weight as stored.
+        measure: cost of having it in 8 bits, in the report's unit; None: not measured.
+        sqnr_db: SQNR of the quantized weight; None: not quantized, exact, or unknown.
+        level: mean |input|; None: unknown.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Row:
 
 
 def megabytes(nbytes: float) -> str:
-    """In units of 2^20 bytes."""
+    """Formatted in units of 2^20 bytes."""
     size = nbytes / 2**20
     return f"{size:,.0f} MB" if size >= 100 else f"{size:.1f} MB"
 
@@ -60,6 +60,6 @@ def _cell(value: object) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line that no Markdown reader takes for something else: names come from files of strangers."""
+    """Escaped to one line of plain Markdown text: names come from untrusted files."""
     text = " ".join(text.split())
     return "".join(f"\\{letter}" if letter in "\\`*|<>[]#" else letter for letter in text)
