@@ -1,1 +1,1 @@
-"""The command line, ``python -m hswq_core``: the nodes' work for people without a screen."""
+"""The command line, ``python -m hswq_core``: the nodes' work without a UI."""

@@ -1,4 +1,4 @@
-"""``convert``: file to file, a tensor or two in memory at a time."""
+"""``convert``: file to file, with one or two tensors in memory at a time."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ log = logging.getLogger("hswq")
 
 
 def convert(options: argparse.Namespace) -> bool:
-    """Every file; one that fails does not stop the others. Whether all went well."""
+    """Convert every file, continuing after failures; True if all succeeded."""
     request = _request(options)
-    failed = [path.name for path in chain.from_iterable(options.files) if not _done(path, request, options)]
+    failed = [path.name for path in chain.from_iterable(options.files) if not _convert_or_log(path, request, options)]
     if failed:
         log.error("Not converted: %s", ", ".join(failed))
     return not failed
@@ -43,16 +43,16 @@ def _session(path: Path) -> Session:
     return session
 
 
-def _done(path: Path, request: FileRequest, options: argparse.Namespace) -> bool:
+def _convert_or_log(path: Path, request: FileRequest, options: argparse.Namespace) -> bool:
     try:
-        _one(path, request, options)
+        _convert_file(path, request, options)
     except HSWQError as error:
         log.error("%s", error)
         return False
     return True
 
 
-def _one(path: Path, request: FileRequest, options: argparse.Namespace) -> None:
+def _convert_file(path: Path, request: FileRequest, options: argparse.Namespace) -> None:
     job = FileJob.open(path, request)
     target = job.target(options.output or path.parent)
     if options.dry_run:

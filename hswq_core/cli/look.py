@@ -1,4 +1,4 @@
-"""``inspect``, ``compare`` and ``verify``: what is in files, as tables on stdout or JSON."""
+"""``inspect``, ``compare`` and ``verify``: file contents as tables or JSON on stdout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def inspect(options: argparse.Namespace) -> bool:
-    """A session's layers, or a file's: by its plan if it has one, else by its tensors."""
+    """Show the layers of a session or file; for a file from its plan, or its tensors if it has none."""
     path: Path = options.file
     if path.suffix == ".pt":
         session = load_session(path)
@@ -37,9 +37,9 @@ def inspect(options: argparse.Namespace) -> bool:
 
 
 def compare(options: argparse.Namespace) -> bool:
-    """SQNR of each weight, the worst first."""
-    found = list(differences(QuantizedFile(options.original), QuantizedFile(options.converted)))
-    found.sort(key=lambda d: -math.inf if d.sqnr_db is None else d.sqnr_db)
+    """Show the SQNR of each weight, worst first; True if all shapes match."""
+    weights = list(differences(QuantizedFile(options.original), QuantizedFile(options.converted)))
+    weights.sort(key=lambda d: -math.inf if d.sqnr_db is None else d.sqnr_db)
     rows = [
         {
             "weight": d.key,
@@ -47,32 +47,32 @@ def compare(options: argparse.Namespace) -> bool:
             "is": _name(d.dtypes[1]),
             "SQNR, dB": "another shape" if d.sqnr_db is None else d.sqnr_db,
         }
-        for d in found
+        for d in weights
     ]
-    same_shape = [d.sqnr_db for d in found if d.sqnr_db is not None]
+    same_shape = [d.sqnr_db for d in weights if d.sqnr_db is not None]
     changed = [sqnr for sqnr in same_shape if sqnr != math.inf]
-    summary = f"{len(found)} weights, {len(same_shape) - len(changed)} equal"
-    if len(same_shape) < len(found):
-        summary += f", {len(found) - len(same_shape)} of another shape"
+    summary = f"{len(weights)} weights, {len(same_shape) - len(changed)} equal"
+    if len(same_shape) < len(weights):
+        summary += f", {len(weights) - len(same_shape)} of another shape"
     if changed:
         summary += f", mean SQNR of those that changed {sum(changed) / len(changed):.1f} dB"
     _show(summary, rows, as_json=options.json)
-    return len(same_shape) == len(found)
+    return len(same_shape) == len(weights)
 
 
 def verify(options: argparse.Namespace) -> bool:
-    """What is wrong with each file; True if nothing is."""
+    """Log the problems of each file; True if there are none."""
     sound = True
     for path in chain.from_iterable(options.files):
         try:
-            wrong = list(findings(path))
+            problems = list(findings(path))
         except FileError as error:
-            wrong = [str(error)]
-        for line in wrong:
+            problems = [str(error)]
+        for line in problems:
             log.error("%s: %s", path.name, line)
-        if not wrong:
+        if not problems:
             log.info("%s: sound", path.name)
-        sound = sound and not wrong
+        sound = sound and not problems
     return sound
 
 
@@ -112,7 +112,7 @@ def _name(dtype: object) -> str:
 
 
 def _show(summary: str, rows: Sequence[Row], *, as_json: bool) -> None:
-    """On stdout, which is for results; everything else goes to stderr."""
+    """Print to stdout, which carries only results; everything else goes to stderr."""
     if as_json:
         safe = [{key: None if value == math.inf else value for key, value in row.items()} for row in rows]
         sys.stdout.write(json.dumps({"summary": summary, "rows": safe}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Arguments, messages and exit codes: 0 done, 1 something is wrong (said on stderr), 2 wrong arguments, 130 Ctrl+C."""
+"""Arguments, messages and exit codes: 0 success, 1 failure (reported on stderr), 2 bad arguments, 130 Ctrl+C."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("hswq")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
     level = logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
@@ -82,10 +82,10 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _paths(text: str) -> list[Path]:
-    """What a pattern stands for, where the shell does not say (Windows); a plain name as it is."""
+    """Expand a pattern where the shell does not (Windows); plain names are returned as they are."""
     if not set(text) & set("*?["):
         return [Path(text)]
-    found = [Path(name) for name in sorted(glob(text))]  # noqa: PTH207 - the pattern may be absolute
-    if not found:
+    matches = [Path(name) for name in sorted(glob(text))]  # noqa: PTH207 - the pattern may be absolute
+    if not matches:
         raise argparse.ArgumentTypeError(f"{text}: no such file")
-    return found
+    return matches

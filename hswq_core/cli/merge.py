@@ -1,4 +1,4 @@
-"""``merge``: sessions of one model, recorded on several machines, as if one had recorded them all."""
+"""``merge``: combine sessions of one model recorded on several machines, as if recorded on one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger("hswq")
 
 
 def merge(options: argparse.Namespace) -> bool:
-    """Write the sum; the recorded calls of ``model_aware`` too, where sessions have them."""
+    """Write the merged session, and the recorded calls for ``model_aware`` if there are any."""
     output: Path = options.output
     if output.suffix != ".pt":
         raise SettingError("--output", got=output, expected="the name of a new .pt", remedy="Choose another name.")

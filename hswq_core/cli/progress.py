@@ -1,4 +1,4 @@
-"""The converter's progress as a bar on a terminal: bytes, their speed, and how long the rest will take."""
+"""The converter's progress as a terminal bar: bytes, speed and remaining time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..progress import Progress, Step
 
 @contextmanager
 def bar() -> Iterator[Progress]:
-    """A progress callback with one bar for each stage."""
+    """A progress callback with one bar per stage."""
     hidden = not logging.getLogger("hswq").isEnabledFor(logging.INFO)
     shown: tqdm[None] | None = None
     stage = ""
