@@ -58,7 +58,7 @@ def merge_files(paths: Sequence[Path]) -> Merged:
         raise SettingError(
             "Merging sessions", got=len(paths), expected="two or more sessions", remedy="Name another one."
         )
-    whole: Session | None = None
+    total: Session | None = None
     parts: list[Part] = []
     begun: dict[float, str] = {}
     sample = Sample(MAX_STATES)
@@ -68,16 +68,16 @@ def merge_files(paths: Sequence[Path]) -> Merged:
             states = _states(path, session)
         _require_apart(session, path, begun)
         parts.append(Part(path.stem, session.calls, session.images, None if states is None else len(states.states)))
-        if whole is None:
-            whole = session
+        if total is None:
+            total = session
         else:
-            _add(whole, session, path, parts[0].name)
+            _add(total, session, path, parts[0].name)
         if states is not None:
             sample.merge(states)
-    assert whole is not None  # noqa: S101 - two or more
-    whole.remember()
+    assert total is not None  # noqa: S101 - two or more
+    total.remember()
     kept = [part for part in parts if part.states is not None]
-    return Merged(whole, _cut(sample, kept) if kept else None, tuple(parts))
+    return Merged(total, _cut(sample, kept) if kept else None, tuple(parts))
 
 
 def save_merged(merged: Merged, path: Path) -> None:
@@ -147,9 +147,9 @@ def _require_apart(session: Session, path: Path, begun: dict[float, str]) -> Non
     begun[session.created] = path.stem
 
 
-def _add(whole: Session, session: Session, path: Path, first: str) -> None:
+def _add(total: Session, session: Session, path: Path, first: str) -> None:
     try:
-        whole.merge(session)
+        total.merge(session)
     except SessionError as error:
         raise SessionError(
             f"Session {path.stem}",

@@ -84,13 +84,13 @@ class LearnedOptions:
 
 def input_moments(w: torch.Tensor, options: LearnedOptions) -> LowRank:
     """Modelled G of the inputs of ``w`` [out, k], float32. Deterministic for a given seed on one machine."""
-    wide = min(options.samples + OVERSAMPLING, *w.shape)
+    rank = min(options.samples + OVERSAMPLING, *w.shape)
     with torch.random.fork_rng([w.device] if w.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
-        _, s, v = torch.svd_lowrank(w, wide)
+        _, s, v = torch.svd_lowrank(w, rank)
     s, v = s[: options.samples], v[:, : options.samples]
-    length = s.norm().clamp(min=torch.finfo(torch.float32).tiny)
-    return LowRank(v * (s / length * ((1 - RIDGE) * w.shape[1]) ** 0.5), RIDGE)
+    norm = s.norm().clamp(min=torch.finfo(torch.float32).tiny)
+    return LowRank(v * (s / norm * ((1 - RIDGE) * w.shape[1]) ** 0.5), RIDGE)
 
 
 def learn(
@@ -118,20 +118,20 @@ def learn(
     """
     steps = scheme.steps(w, amax)
     rows = scheme.into(w, steps).flatten(1)
-    most, moments = largest(rows), input_moments(rows, options)
+    top, moments = largest(rows), input_moments(rows, options)
     descent, codes, losses = Descent(moments), [], rows.new_zeros(3, dtype=torch.float64)
     for part in rows.split(ROWS if w.device.type == "cpu" else len(w)):
         nearest = scheme.nearest(part)
         rounded = descent.rounded(part, scheme.nearest, sweeps=options.iterations, tick=tick)
-        rounded = torch.where(part.abs() == most, nearest, rounded)
-        loss, plain = moments.losses(rounded - part), moments.losses(nearest - part)
-        codes.append(scheme.cast(torch.where((loss < plain)[:, None], rounded, nearest)))
-        losses += torch.stack((torch.minimum(loss, plain), plain, moments.losses(part))).sum(1)
-    learned, plain, signal = losses.tolist()
-    how = LEARNED_CODES if learned < plain else NEAREST
+        rounded = torch.where(part.abs() == top, nearest, rounded)
+        loss, nearest_loss = moments.losses(rounded - part), moments.losses(nearest - part)
+        codes.append(scheme.cast(torch.where((loss < nearest_loss)[:, None], rounded, nearest)))
+        losses += torch.stack((torch.minimum(loss, nearest_loss), nearest_loss, moments.losses(part))).sum(1)
+    learned, nearest_loss, signal = losses.tolist()
+    how = LEARNED_CODES if learned < nearest_loss else NEAREST
     signal = signal or 1.0
     tensors = scheme.tensors(torch.cat(codes).reshape(w.shape), steps)
-    return Solution(scheme.name, tensors, how, None, learned / signal, plain / signal)
+    return Solution(scheme.name, tensors, how, None, learned / signal, nearest_loss / signal)
 
 
 def learnable(layer: Layer, samples: int) -> bool:

@@ -20,7 +20,7 @@ class Preset:
     """One row.
 
     Attributes:
-        name: the option's value.
+        name: the user-visible name.
         help: one phrase.
         drop: regular expressions matched against whole keys; matching tensors are left out of the file.
         keep: layers that stay in the source's precision.

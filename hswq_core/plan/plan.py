@@ -133,7 +133,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole conversion.
+    """The plan of a full conversion.
 
     Attributes:
         file_format: "v1", "v2" or "comfy".

@@ -145,9 +145,9 @@ def _pieces(w: torch.Tensor, importance: torch.Tensor | None) -> Iterator[tuple[
     """(float32 rows of ``w``, importance that broadcasts over them), in order; a single piece on a GPU."""
     rows = len(w) if w.device.type != "cpu" else max(1, PIECE // w[0].numel())
     if importance is not None:
-        own = len(importance) if importance.dim() == w.dim() else 1
+        leading = len(importance) if importance.dim() == w.dim() else 1
         # Materialized for one row, or for all rows if they differ (grouped convolutions): broadcasting is slow.
-        importance = importance.expand(own, *w.shape[1:]).contiguous()
+        importance = importance.expand(leading, *w.shape[1:]).contiguous()
     for start in range(0, len(w), rows):
         weight = importance
         if weight is not None and len(weight) > 1:

@@ -69,12 +69,12 @@ def _factor(
     gram: torch.Tensor, dead: torch.Tensor, order: torch.Tensor, damping: float, tick: Tick
 ) -> tuple[torch.Tensor, float]:
     """(lower Cholesky factor of the damped, reordered moments, damping used)."""
-    plain = gram.diagonal().clone()
-    mean = plain[~dead].mean() if not bool(dead.all()) else plain.new_ones(())
-    plain[dead] = mean
+    diagonal = gram.diagonal().clone()
+    mean = diagonal[~dead].mean() if not bool(dead.all()) else diagonal.new_ones(())
+    diagonal[dead] = mean
     while True:
         h = gram[order[:, None], order]
-        h.diagonal().copy_(plain[order] + damping * mean)
+        h.diagonal().copy_(diagonal[order] + damping * mean)
         if factorize_(h, tick):
             return h, damping
         if damping >= MOST_DAMPING:

@@ -189,8 +189,8 @@ def _curve(plan: Plan, smallest: int) -> Curve:
         return never + sum(cost[name] for name in kept), error_to_db(math.sqrt(left))
 
     chosen = {layer.name for layer in plan.layers if layer.action != QUANTIZE and layer.name in change}
-    whole = [0, *accumulate(cost[name] for name in per_byte(change, cost))]
-    budgets = {*whole[:: 1 + len(whole) // MOST_POINTS], sum(cost[name] for name in chosen)}
+    cumulative = [0, *accumulate(cost[name] for name in per_byte(change, cost))]
+    budgets = {*cumulative[:: 1 + len(cumulative) // MOST_POINTS], sum(cost[name] for name in chosen)}
     candidates = {point(choose_kept(change, cost, budget)) for budget in budgets}
     points = sorted((extra, db) for extra, db in candidates if math.isfinite(db))
     own = point(chosen)

@@ -130,7 +130,7 @@ def compare(first: QuantizedFile, second: QuantizedFile) -> Iterator[Difference]
 
 
 def _spellings(key: str) -> tuple[str, ...]:
-    """A key as it is, without, and with the prefix of full checkpoints."""
+    """A key unchanged, without, and with the prefix of full checkpoints."""
     bare = key.removeprefix(CHECKPOINT_PREFIX)
     return key, bare, CHECKPOINT_PREFIX + bare
 
