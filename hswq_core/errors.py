@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class HSWQError(Exception):
-    """Base of every error this pack raises on purpose.
+    """Base of all errors this pack raises deliberately.
 
     Args:
         what: name of the offending thing (a layer, a key, a file, an input).

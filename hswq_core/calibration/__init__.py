@@ -1,1 +1,1 @@
-"""What calibration saw: observers, sessions and the model calls kept beside them."""
+"""Calibration data: observers, sessions and the model calls kept beside them."""

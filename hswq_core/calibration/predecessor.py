@@ -30,7 +30,7 @@ def is_predecessor(data: Mapping[str, Any]) -> bool:
 
 
 def import_predecessor(path: Path, layers: Mapping[str, LayerStats], fingerprint: Fingerprint, family: str) -> Session:
-    """A session from their file.
+    """Convert their file to a session.
 
     Args:
         path: their ``.pt``.

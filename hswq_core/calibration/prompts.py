@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 SHIPPED = Path(__file__).with_name("calibration_prompts.txt")
-# Odd, so that multiplying by it modulo 2**32 gives each index another seed (Knuth's multiplicative hashing).
+# Odd, so that multiplying by it modulo 2**32 gives each index a different seed (Knuth's multiplicative hashing).
 SPREAD, SEEDS = 2654435761, 2**32
 
 

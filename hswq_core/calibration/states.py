@@ -150,7 +150,7 @@ class Sample:
         self.nbytes = self.positions = 0
         self._users: dict[int, int] = {}  # tensor id -> number of states that use it
         self._known: weakref.WeakValueDictionary[str, torch.Tensor] = weakref.WeakValueDictionary()
-        self._rng = rng or random.Random()  # noqa: S311 - a sample, no secret
+        self._rng = rng or random.Random()  # noqa: S311 - sampling, not cryptography
 
     def emptied(self, ceiling: float = 1.0) -> Sample:
         """A new sample that continues this one's sequence of random keys."""

@@ -1,1 +1,1 @@
-"""From a plan to a file: the header, the tensors of the output, and file to file without a model in memory."""
+"""Turns plans into files: header, output tensors, and file-to-file conversion without a model in memory."""

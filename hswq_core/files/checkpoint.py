@@ -35,7 +35,7 @@ class TensorInfo:
 
 
 class TensorSource(Protocol):
-    """Where tensors come from: a file, or a model in memory with its LoRAs merged."""
+    """A source of tensors: a file, or a model in memory with its LoRAs merged."""
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ DEFAULT_KEEP_RATIO = 0.25
 
 @dataclass(frozen=True)
 class HSWQSettings:
-    """How many layers stay in 16 bits.
+    """Settings of method ``hswq``.
 
     Attributes:
         keep_ratio: share of the eligible layers to keep, the int(n · keep_ratio) most sensitive.

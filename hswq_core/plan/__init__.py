@@ -1,1 +1,1 @@
-"""Which layer is stored how: the plan, the byte budget it keeps to, the file formats it is written in."""
+"""How each layer is stored: the plan, its byte budget, and the file formats it is written in."""

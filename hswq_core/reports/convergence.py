@@ -21,7 +21,7 @@ from ..model.layer import Layer
 # picture, whose levels were 2 to 5 % from those of 32, hswq converted the Flux and SDXL reference models no worse than
 # with 32.
 ENOUGH_LEVEL, ENOUGH_KEPT = 0.02, 0.05
-# What counts as about half the calls (guess).
+# Shares that count as about half the calls (guess).
 HALF = (0.25, 0.7)
 # Never ask for more prompts than the number of samples HSWQ's authors recommend.
 MOST_PROMPTS = 256

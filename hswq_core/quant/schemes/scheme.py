@@ -122,7 +122,7 @@ class Scheme(ABC):
         return values.mul_(steps.unit) if self.scaled else values
 
     def fake_quantize(self, w: torch.Tensor, amax: float | None = None) -> torch.Tensor:
-        """``rounded`` of a whole weight with the steps for this clip limit, see ``steps``."""
+        """``rounded`` for a whole weight, with the steps for this clip limit, see ``steps``."""
         return self.restored(self.nearest_tensors(w, amax))
 
     def nearest_tensors(self, w: torch.Tensor, amax: float | None = None) -> Tensors:

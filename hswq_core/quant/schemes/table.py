@@ -1,4 +1,4 @@
-"""All schemes, by name."""
+"""Table of all schemes, by name."""
 
 from __future__ import annotations
 
