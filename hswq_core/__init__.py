@@ -1,8 +1,9 @@
-"""HSWQ's mathematics and file formats, on torch, safetensors and the standard library (the command line adds tqdm).
+"""HSWQ's mathematics and file formats, on torch (with its filelock), safetensors and the standard library.
 
-Never imports ComfyUI. Rooms, each importing only from those above it:
+The command line adds tqdm. Nothing here imports ComfyUI. Rooms, each importing only from those above it:
 
 errors, progress  the errors raised and the progress reported everywhere else
+devices           what torch's devices can do
 files             reading and writing files, ``.pt`` and safetensors
 quant             number formats, clip search, second moments, compensated rounding, error measures
 model             layers and their kinds, families, presets, fingerprints
