@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from make.templates.files import offer_models
+from make.templates.thumbnail import SIDE as WIDTH
 from rig import flow, graph
 from rig.mouse import CARD, PACK, Mouse, open_template, set_widgets
 from rig.page import Page
-from templates.files import offer_models
-from templates.thumbnail import SIDE as WIDTH
 
 pytestmark = [pytest.mark.comfy, pytest.mark.page]
 
