@@ -10,6 +10,7 @@ HSWQ_COMFYUI   ComfyUI version of tests, slow, demo and bench: 0.30.0 (default),
 COMFYUI_PATH   a ComfyUI of your own instead, any version: its own requirements.txt is installed,
                unpinned, and the sessions use that folder as it is (nothing is written there)
 HSWQ_CACHE     where ComfyUI and test models are kept, default `.cache/`
+HSWQ_THREADS   threads of torch in each process of the tests, default: two cores shared among the workers
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ HERE = Path(__file__).resolve().parent
 PINS = HERE / "bench" / "rig" / "pins"
 DEFAULT = "0.30.0"
 OTHERS = ("0.24.1", "0.18.2")
+# A file stays on one worker, since its tests share what they make. (xdist 3.8 sees no loadgroup in pytest 9.2.)
+WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -86,8 +89,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session(tags=["all"])
 def tests(session: nox.Session) -> None:
-    """Every test but the slow ones."""
-    comfy(session, "-m", "pytest", "-m", "not slow", *session.posargs)
+    """Every test but the slow ones, on two workers (`-- -n 0`: in this process)."""
+    comfy(session, "-m", "pytest", *WORKERS, "-m", "not slow", *session.posargs)
 
 
 @nox.session(tags=["all"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from types import ModuleType
 import pytest
 import torch
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
+TESTS = Path(__file__).resolve().parent
+BENCH = TESTS.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
 from rig import pack, tiny  # noqa: E402
@@ -18,14 +20,27 @@ from rig.server import ComfyServer  # noqa: E402
 
 pack.alias()
 TESTNODES = BENCH / "rig" / "testnodes"
-# As on the smallest machine the suite must pass on; more processes than cores slow each other down badly.
-THREADS = 2
+QUICK = ("bench", "core", "figures")
+# Two cores, as the smallest machine has that the suite must pass on, among xdist's workers: more threads than cores
+# slow each other down badly.
+THREADS = int(os.environ.get("HSWQ_THREADS") or max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+torch.set_num_threads(THREADS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders of quick files last: then two workers end at about the same time."""
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] in QUICK)
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="session")
+def threads() -> int:
+    """How many a server or a process of a test may have."""
+    return THREADS
 
 
 class Models:

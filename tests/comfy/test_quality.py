@@ -46,7 +46,6 @@ BY_NAME = {method.name: method for method in METHODS}
 
 @pytest.fixture(scope="module")
 def bench() -> tuple[Subject, Truth]:
-    torch.set_num_threads(2)
     subject = Subject(REFERENCES[MODEL], CALIBRATION)
     return subject, Truth.of(REFERENCES[MODEL], PICTURES)
 

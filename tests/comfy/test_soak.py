@@ -11,8 +11,8 @@ pytestmark = pytest.mark.comfy
 RUNS = 12
 
 
-def test_no_call_is_lost_or_counted_twice():
-    with ComfyServer([soak.TESTNODES], threads=2) as server:
+def test_no_call_is_lost_or_counted_twice(threads):
+    with ComfyServer([soak.TESTNODES], threads=threads) as server:
         found = soak.soak(server, RUNS)
     assert found.calls == RUNS * soak.STEPS
     assert found.to_calls < 1e-9

@@ -9,7 +9,7 @@ from rig.page import NoBrowserError, Page, browser
 from rig.server import ComfyServer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # left open, it would draw on and take half a core from the tests behind it
 def page(server: ComfyServer) -> Iterator[Page]:
     """The real ComfyUI page, open and ready."""
     try:
