@@ -14,7 +14,7 @@ from rig.client import Prompt
 from rig.server import ComfyServer
 from rig.wait import until
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 STEPS = 2
 
@@ -47,6 +47,7 @@ def latent(server: ComfyServer, prompt: Prompt) -> torch.Tensor:
     return safetensors.torch.load_file(server.output / file["subfolder"] / file["filename"])["latent_tensor"]
 
 
+@pytest.mark.compat
 def test_the_latent_is_bit_identical_with_and_without_calibration(server, models):
     plain = latent(server, prompts.flux(models.flux(), models.taef(), seed=4, steps=4))
     observed = latent(server, calibrated(models, "identical", seed=4, steps=4))
@@ -62,7 +63,7 @@ def test_the_latent_is_bit_identical_with_and_without_calibration(server, models
         # Calls 0, 2, 5, 7, then 10, 13 and 15.
         ({"measure_every": 3}, (4, 7)),
         # Calls 0, 2 and 5, then 10 and 13.
-        ({}, (3, 5)),
+        pytest.param({}, (3, 5), marks=pytest.mark.compat),
         ({"measure_every": 100}, (1, 1)),
     ],
     ids=["every call", "one in three", "default", "one in a hundred"],
@@ -80,8 +81,9 @@ def test_one_call_in_so_many_is_measured_and_all_are_counted_and_offered(server,
         assert count_states(states_path(server.output / "hswq_stats" / f"{name}.pt")) == 8 * run
 
 
-def test_sessions_add_up_over_queue_items_a_dropped_cache_and_a_restart(models):
-    with ComfyServer([models.testnodes]) as server:
+@pytest.mark.compat
+def test_sessions_add_up_over_queue_items_a_dropped_cache_and_a_restart(models, threads):
+    with ComfyServer([models.testnodes], threads=threads) as server:
         server.add_model("diffusion_models", tiny.make("flux-tiny"), "flux-tiny.safetensors")
         server.add_model("vae", tiny.make("taef"), "rig-taef.safetensors")
         server.client.run(calibrated(models, "adds", seed=1)).check()
@@ -97,6 +99,7 @@ def test_sessions_add_up_over_queue_items_a_dropped_cache_and_a_restart(models):
         assert (session.calls, session.images, session.steps) == (4 * STEPS, 4, {STEPS: 4})
 
 
+@pytest.mark.compat
 def test_an_identical_prompt_is_cached_and_recorded_once(server, models):
     prompt = calibrated(models, "cached", seed=5)
     server.client.run(prompt).check()
@@ -104,11 +107,13 @@ def test_an_identical_prompt_is_cached_and_recorded_once(server, models):
     assert calls(server, "cached") == STEPS
 
 
+@pytest.mark.compat
 def test_hooks_are_gone_after_success(server, models):
     server.client.run(calibrated(models, "hooks_ok", seed=6)).check()
     assert hooks(server) == "0"
 
 
+@pytest.mark.compat
 def test_hooks_are_gone_after_an_error_and_what_was_seen_is_saved(server, models):
     result = server.client.run(troubled(models, "hooks_error", "raise", at=3, seed=7, steps=5))
     assert result.status == "error"
@@ -116,6 +121,7 @@ def test_hooks_are_gone_after_an_error_and_what_was_seen_is_saved(server, models
     assert calls(server, "hooks_error") == 2
 
 
+@pytest.mark.compat
 def test_hooks_are_gone_after_cancel_and_what_was_seen_is_saved(server, models):
     with server.client.listen() as heard:
         queued = server.client.submit(troubled(models, "hooks_cancel", "slow", at=1, seed=8, steps=20))
@@ -127,6 +133,7 @@ def test_hooks_are_gone_after_cancel_and_what_was_seen_is_saved(server, models):
     assert 1 <= calls(server, "hooks_cancel") < 20
 
 
+@pytest.mark.compat
 def test_only_the_calibrated_branch_is_recorded(server, models):
     """Both branches sample the same model object."""
     both = calibrated(models, "branch", seed=9)
@@ -137,6 +144,7 @@ def test_only_the_calibrated_branch_is_recorded(server, models):
     assert calls(server, "branch") == STEPS
 
 
+@pytest.mark.compat
 def test_two_sessions_in_series_record_the_same(server, models):
     second = prompts.node("HSWQCalibration", model=["calibration", 0], session="series_b", save_every=50)
     prompt = prompts.insert(calibrated(models, "series_a", seed=11), "second", second, after="calibration")
@@ -157,6 +165,7 @@ def test_saves_within_a_run(server, models):
     assert calls(server, "often") == 8
 
 
+@pytest.mark.compat
 def test_the_node_says_what_it_records(server, models):
     """At the start of a run, during it, and at each save; in a second run the node is cached and the line goes on."""
     prompt = troubled(models, "says", "slow", at=1, seed=13, steps=5)
@@ -193,6 +202,7 @@ def test_the_node_says_when_saving_fails(comfy, tmp_path, caplog):
     assert load_session(tmp_path / "fails.pt").calls == 4
 
 
+@pytest.mark.compat
 def test_the_shipped_workflow_calibrates_with_its_converter_bypassed(server):
     prompt = flow.calibration(flow.prepare(server, "flux", flow.CALIBRATE, seed=14, session="bypassed"))
     server.client.run(prompt).check()

@@ -10,10 +10,11 @@ from hswq.hswq_core.calibration.session import load_session
 from hswq.hswq_core.progress import Step
 from rig import inprocess, tiny
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 # At which layer, step or plan of the stage.
 MODEL_AWARE = {"Drawing": 1, "Watching": 1, "Rounding": 9, "Probing": 9, "Verifying": 2, "Casting": 1, "Writing": 20}
+RUNS_THE_MODEL = ("Drawing", "Probing")
 
 
 class Button:
@@ -47,7 +48,10 @@ def interrupted(work) -> None:
     assert not comfy.model_management.processing_interrupted()
 
 
-@pytest.mark.parametrize(("stage", "at"), MODEL_AWARE.items())
+@pytest.mark.parametrize(
+    ("stage", "at"),
+    [pytest.param(*row, marks=pytest.mark.compat if row[0] in RUNS_THE_MODEL else ()) for row in MODEL_AWARE.items()],
+)
 def test_model_aware(calibrated, stage, at):
     settings = {"file_format": "comfy", "fast_matmul": 3.0}
     picture, before, button = draw(calibrated.model), calibrated.files, Button(stage, at)
@@ -90,7 +94,7 @@ def test_file_to_file(comfy, tmp_path, method, stage):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("at", [1, pytest.param(3, marks=pytest.mark.compat)])
 def test_calibrating(comfy, tmp_path, at):
     """Within a model call, as the server's Cancel arrives: completed calls are saved."""
     import comfy.model_management

@@ -11,7 +11,7 @@ from PIL import Image
 from rig import flow
 from rig.client import Prompt, Result
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 GREY, DARKER, BLACK = 0x808080, 0x767676, 0  # ten steps apart
 
@@ -53,6 +53,7 @@ def value(result: Result, node: str) -> str:
     return text
 
 
+@pytest.mark.compat
 def test_the_node_shows_the_worst_pair_and_the_verdict(server):
     with server.client.listen() as heard:
         result = server.client.run(with_outputs(compared(empty(GREY, 2), empty(DARKER, 2)))).check()

@@ -15,7 +15,7 @@ from rig.client import Prompt
 from rig.wait import until
 from safetensors.torch import load_file, save_file
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 CLIP = "cond_stage_model.transformer."
 
@@ -52,7 +52,7 @@ def picture(server, workflow: Prompt) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(server.client.view(image))).convert("RGB")).astype(float)
 
 
-@pytest.mark.parametrize("name", ["comfy", "v1", "v2"])
+@pytest.mark.parametrize("name", [pytest.param("comfy", marks=pytest.mark.compat), "v1", "v2"])
 def test_a_diffusion_model_opens_in_its_loader_and_draws(server, models, name):
     made = convert(server, f"diffusion_models/{models.flux()}", format=name)
     assert made.parent.name == "diffusion_models"
@@ -83,6 +83,7 @@ def test_a_checkpoint_keeps_text_encoder_and_vae(server, models):
     assert all(torch.equal(ours.read(key), source.read(key)) for key in others)
 
 
+@pytest.mark.compat
 def test_by_a_session_as_the_converter_does_it(server, models):
     """Same weights, same statistics, same method: the same tensors."""
     workflow = flow.prepare(server, "flux", flow.CALIBRATE, session="of_file")
@@ -97,6 +98,7 @@ def test_by_a_session_as_the_converter_does_it(server, models):
     assert FileSource(made).metadata == FileSource(expected).metadata
 
 
+@pytest.mark.compat
 def test_a_text_encoder_goes_where_load_clip_finds_it(server, models):
     checkpoint = load_file(tiny.make("sd15-small"))
     state = {key.removeprefix(CLIP): tensor for key, tensor in checkpoint.items() if key.startswith(CLIP)}

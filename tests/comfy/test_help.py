@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 from make import locales
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 # Most widgets shown at once: any more are folded away.
 MOST_WIDGETS = 4
@@ -28,6 +28,7 @@ def inputs(info):
             yield name, kind, (options or [{}])[0]
 
 
+@pytest.mark.compat
 def test_every_input_and_output_has_a_tooltip(nodes):
     bare = [f"{node}.{name}" for node, info in nodes.items() for name, _, given in inputs(info) if not given["tooltip"]]
     for node, info in nodes.items():
@@ -40,6 +41,7 @@ def test_every_input_and_output_has_a_tooltip(nodes):
     assert all(info["description"] and info["display_name"].startswith("HSWQ ") for info in nodes.values())
 
 
+@pytest.mark.compat
 def test_english_is_what_the_schemas_say(nodes):
     assert locales.read("en") == {node: locales.english(info) for node, info in nodes.items()}
 
@@ -53,6 +55,7 @@ def test_translations_name_what_there_is_and_nothing_else(nodes, language):
         assert list(entry["outputs"]) == [str(i) for i in range(len(info["output_name"]))]
 
 
+@pytest.mark.compat
 def test_few_widgets_stand_in_the_way(nodes):
     for node, info in nodes.items():
         shown = [
@@ -63,6 +66,7 @@ def test_few_widgets_stand_in_the_way(nodes):
         assert len(shown) <= MOST_WIDGETS, f"{node}: {shown}"
 
 
+@pytest.mark.compat
 def test_a_widget_has_a_default_except_where_a_file_is_chosen(nodes):
     for node, info in nodes.items():
         for name, kind, given in inputs(info):
@@ -70,6 +74,7 @@ def test_a_widget_has_a_default_except_where_a_file_is_chosen(nodes):
                 assert "default" in given or given.get("options") is not None, f"{node}.{name}"
 
 
+@pytest.mark.compat
 def test_the_server_hands_out_our_translations(server):
     handed = server.client.get("/i18n")
     for language in locales.LANGUAGES:
@@ -77,6 +82,7 @@ def test_the_server_hands_out_our_translations(server):
         assert {node: handed[language]["nodeDefs"][node] for node in ours} == ours
 
 
+@pytest.mark.compat
 def test_the_server_hands_out_help(server, nodes):
     for node, info in nodes.items():
         pack = info["python_module"].split(".")[1]

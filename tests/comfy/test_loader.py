@@ -14,10 +14,13 @@ from hswq.hswq_core.plan.plan import QUANTIZE
 from rig import tiny
 from safetensors.torch import load_file, save_file
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 PREFIX = "model.diffusion_model."
-EVERY_FORMAT = [(kind, name) for kind in ("flux-tiny", "sd15-small") for name in ("v1", "v2", "comfy")]
+# Linear layers in every format, convolutions in one.
+EVERY_FORMAT = [pytest.param("flux-tiny", name, marks=pytest.mark.compat) for name in ("v1", "v2", "comfy")]
+EVERY_FORMAT += [pytest.param("sd15-small", "v2", marks=pytest.mark.compat)]
+EVERY_FORMAT += [("sd15-small", "v1"), ("sd15-small", "comfy")]
 BIG = [("sdxl-small", "v2"), pytest.param("zimage", "v2", marks=pytest.mark.slow)]
 
 
@@ -35,6 +38,7 @@ def test_weights_are_bit_equal_to_cores_and_stay_fp8(comfy, made, tools, kind, n
             assert weight.dtype == torch.float16
 
 
+@pytest.mark.compat
 def test_convolutions_are_fp8_too(comfy, made, tools):
     file = made(comfy, "sd15-small", "v2")
     layers = tools.modules(file.open())
@@ -51,7 +55,7 @@ def test_output_equals_a_stock_model_of_the_dequantized_weights(comfy, made, kin
     assert torch.equal(ours, stock)
 
 
-@pytest.mark.parametrize("kind", ["flux-tiny", "sd15-small"])
+@pytest.mark.parametrize("kind", [pytest.param("flux-tiny", marks=pytest.mark.compat), "sd15-small"])
 def test_kept_layers_of_the_comfy_format_stay_16_bit_in_the_stock_loader(comfy, made, tools, kind):
     file = made(comfy, kind, "comfy")
     layers = tools.modules(comfy.load_model(file.path))
@@ -93,6 +97,7 @@ def test_scales_as_others_spell_them(comfy, made, tools, tmp_path, kind, suffix,
     assert torch.equal(comfy.sample(theirs), comfy.sample(file.open()))
 
 
+@pytest.mark.compat
 def test_one_scale_for_each_channel(comfy, made):
     file = made(comfy, "sd15-small", "v2", method="model_aware", scale_per="channel")
     scales = [FileSource(file.path).entries[f"{file.prefix}{name}.scale"].shape for name in file.quantized]
@@ -100,6 +105,7 @@ def test_one_scale_for_each_channel(comfy, made):
     assert torch.equal(comfy.sample(file.open()), comfy.sample(file.open_twin()))
 
 
+@pytest.mark.compat
 def test_a_lora_is_merged_into_the_file_and_the_model_left_alone(comfy, tmp_path):
     import folder_paths
     from comfy import sd, utils
@@ -129,6 +135,7 @@ def test_a_lora_is_merged_into_the_file_and_the_model_left_alone(comfy, tmp_path
     assert torch.equal(original(model.get_key_patches(parameter)[parameter]), before)
 
 
+@pytest.mark.compat
 def test_a_model_without_a_usable_file_is_written_as_comfyui_names_it(comfy, tmp_path):
     import folder_paths
     from hswq.loader.calibration.model import calibrated
@@ -144,6 +151,7 @@ def test_a_model_without_a_usable_file_is_written_as_comfyui_names_it(comfy, tmp
     assert comfy.sample(comfy.load_model(done.path)).isfinite().all()
 
 
+@pytest.mark.compat
 def test_the_check_refuses_a_file_with_a_lost_scale(comfy, made, tmp_path):
     from hswq.loader.open.verify import verify_file
 
@@ -266,6 +274,7 @@ def test_a_truncated_file_is_refused(comfy, made, tools, tmp_path):
             tools.opened(tmp_path / "half.safetensors")
 
 
+@pytest.mark.compat
 def test_a_dtype_that_comfyui_cannot_read_is_refused(comfy, tools, tmp_path):
     header = json.dumps({"x.weight": {"dtype": "F9", "shape": [2], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
@@ -279,6 +288,7 @@ def test_a_pickle_is_refused(comfy, tools, tmp_path):
         tools.opened(tmp_path / "model.ckpt")
 
 
+@pytest.mark.compat
 def test_another_file_of_the_same_name_is_not_taken_for_the_open_one(comfy, made, tmp_path):
     """ComfyUI opens a model again for torch.compile, hooks and several GPUs."""
     import shutil
@@ -330,6 +340,7 @@ def test_statistics_of_the_predecessor_convert_and_go_on_growing(comfy, tools, t
     assert load_session(path_of("theirs")).calls == 6
 
 
+@pytest.mark.compat
 def test_a_scaled_layer_that_is_no_linear_is_named(comfy, made, tools, tmp_path):
     """An FP8 norm with a scale: ComfyUI would load it without the scale."""
     file = made(comfy, "sd15-small", "v2")
@@ -342,6 +353,7 @@ def test_a_scaled_layer_that_is_no_linear_is_named(comfy, made, tools, tmp_path)
         tools.opened(tmp_path / "norm.safetensors")
 
 
+@pytest.mark.compat
 def test_a_file_no_comfyui_knows_is_refused(comfy, tools, tmp_path):
     codes = torch.ones(4, 8).to(torch.float8_e4m3fn)
     save_file({"a.weight": codes, "a.scale": torch.ones(1)}, tmp_path / "odd.safetensors")
@@ -349,6 +361,7 @@ def test_a_file_no_comfyui_knows_is_refused(comfy, tools, tmp_path):
         tools.opened(tmp_path / "odd.safetensors")
 
 
+@pytest.mark.compat
 def test_the_checkpoint_loader_opens_whole_checkpoints_and_says_what_else_to_use(comfy, made):
     from hswq.loader.open.open import open_checkpoint
     from hswq.loader.open.options import Opening

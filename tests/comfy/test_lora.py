@@ -7,9 +7,9 @@ import torch
 from rig import tiny
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
-KINDS = ["flux-tiny", "sd15-small"]
+KINDS = [pytest.param("flux-tiny", marks=pytest.mark.compat), "sd15-small"]
 RANK = 4
 
 
@@ -43,8 +43,8 @@ def same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> boo
     return before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["v1", "v2", "comfy"])
+@pytest.mark.parametrize("kind", ["flux-tiny", "sd15-small"])
+@pytest.mark.parametrize("name", ["v1", pytest.param("v2", marks=pytest.mark.compat), "comfy"])
 def test_exact_equals_the_lora_on_the_dequantized_weights(comfy, made, kind, name):
     file = made(comfy, kind, name)
     lora = lora_of(file, file.quantized)  # Linears and convolutions
@@ -54,6 +54,7 @@ def test_exact_equals_the_lora_on_the_dequantized_weights(comfy, made, kind, nam
         assert close(comfy.sample(add(ours, lora, strength)), comfy.sample(add(twin, lora, strength)), plain)
 
 
+@pytest.mark.compat
 def test_exact_with_a_scale_for_each_channel(comfy, made):
     file = made(comfy, "sd15-small", "v2", method="model_aware", scale_per="channel")
     assert file.plan.granularity == "channel"
@@ -62,6 +63,7 @@ def test_exact_with_a_scale_for_each_channel(comfy, made):
     assert close(comfy.sample(add(ours, lora)), comfy.sample(add(twin, lora)), comfy.sample(ours))
 
 
+@pytest.mark.compat
 def test_two_loras_add_up_and_strength_0_is_none(comfy, made):
     file = made(comfy, "flux-tiny", "v2")
     first, second = (lora_of(file, file.quantized, seed) for seed in (1, 2))
@@ -72,6 +74,7 @@ def test_two_loras_add_up_and_strength_0_is_none(comfy, made):
     assert torch.equal(comfy.sample(add(ours, first, 0.0)), plain)
 
 
+@pytest.mark.compat
 def test_the_effective_weight_is_the_sum_to_the_last_digits(comfy, made, tools):
     import comfy.ops as operations
 
@@ -91,6 +94,7 @@ def test_the_effective_weight_is_the_sum_to_the_last_digits(comfy, made, tools):
         assert error < 1e-6
 
 
+@pytest.mark.compat
 def test_a_lora_on_kept_layers_is_merged_as_in_any_16_bit_model(comfy, made):
     file = made(comfy, "flux-tiny", "v2")
     kept = [layer.name for layer in file.plan.layers if layer.action == "keep" and len(layer.shape) == 2]
@@ -101,6 +105,7 @@ def test_a_lora_on_kept_layers_is_merged_as_in_any_16_bit_model(comfy, made):
     assert (effect - wanted).norm() < 5e-3 * wanted.norm()  # float16 has 11 bits
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("algorithm", ["loha", "lokr"])
 def test_other_adapters(comfy, made, algorithm):
     file = made(comfy, "flux-tiny", "v2")
@@ -197,6 +202,7 @@ def test_a_save_node_writes_the_lora_and_leaves_the_model_alone(comfy, made, too
         assert close(drawn, wanted, plain)
 
 
+@pytest.mark.compat
 def test_a_saved_model_opens_again_to_the_same_bits(comfy, made, tools, tmp_path):
     from comfy import sd
 
@@ -206,6 +212,7 @@ def test_a_saved_model_opens_again_to_the_same_bits(comfy, made, tools, tmp_path
     assert torch.equal(comfy.sample(tools.opened(tmp_path / "saved.safetensors")), comfy.sample(model))
 
 
+@pytest.mark.compat
 def test_merging_models_goes_comfyuis_way(comfy, made, tools):
     file = made(comfy, "sd15-small", "v2")
     other = comfy.load_model(tiny.make("sd15-small", seed=1))

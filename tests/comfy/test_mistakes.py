@@ -13,7 +13,7 @@ from hswq.hswq_core.calibration.session import load_session
 from rig import flow, graph, prompts
 from rig.client import Prompt
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 
 def workflow(server, **settings) -> Prompt:
@@ -59,6 +59,7 @@ def test_1_the_session_of_another_model(server):
     assert files(server) == before
 
 
+@pytest.mark.compat
 def test_2_nothing_was_sampled(server):
     result = server.client.run(without_sampler(server, "unsampled"))
     assert (
@@ -67,6 +68,7 @@ def test_2_nothing_was_sampled(server):
     assert "Connect the model output of HSWQ Calibration to the sampler" in result.errors[0]
 
 
+@pytest.mark.compat
 def test_3_the_converter_runs_before_the_picture(server):
     """Both in one graph, nothing at ``after``: ComfyUI may convert first. Following the error makes it work."""
     prompt = workflow(server, session="too_early")
@@ -80,6 +82,7 @@ def test_3_the_converter_runs_before_the_picture(server):
     assert "quantized" in server.client.run(prompt).check().text()[-1]
 
 
+@pytest.mark.compat
 def test_4_a_v2_file_in_a_stock_loader(server):
     """Nothing can stop ComfyUI's own loader, so a warning appears on its node before the noise is drawn."""
     calibrate(server, "loaders")
@@ -104,6 +107,7 @@ def test_4_an_unquantized_file_in_the_hswq_loader(server):
     assert "flux-tiny.safetensors: got no float8_e4m3fn weight" in result.errors[0]
 
 
+@pytest.mark.compat
 def test_5_a_lora_that_is_merged_into_the_file(server, models):
     """LoRA before the Converter: the report warns against adding it again. Not connected: no warning."""
     calibrate(server, "with_lora")

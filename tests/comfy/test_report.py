@@ -15,7 +15,7 @@ from rig import flow
 from rig.client import Prompt, Result
 from safetensors.torch import load_file, save_file
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 BACKGROUND = (0x20, 0x20, 0x20)
 
@@ -67,6 +67,7 @@ def converted(server) -> Path:
     return made
 
 
+@pytest.mark.compat
 def test_one_graph_calibrates_converts_and_reports(server):
     workflow = flow.prepare(server, "flux", flow.CALIBRATE, session="whole_way", steps=4)
     (converter,) = [key for key, node in workflow.items() if node["class_type"] == "HSWQConverter"]
@@ -78,6 +79,7 @@ def test_one_graph_calibrates_converts_and_reports(server):
     assert "with every layer in 8 bits" in text
 
 
+@pytest.mark.compat
 def test_a_file_by_its_name(server, converted):
     result = server.client.run(report(file=f"diffusion_models/{converted.name}")).check()
     picture(server, result)
@@ -85,6 +87,7 @@ def test_a_file_by_its_name(server, converted):
     assert "method hswq 0.25" in table(result)
 
 
+@pytest.mark.compat
 def test_a_session_and_again_when_it_has_grown(server):
     calibrate(server, "growing")
     prompt = report(session="growing")
@@ -122,6 +125,7 @@ def test_a_foreign_file_is_told_by_its_tensors(server, converted):
     assert "F8_E4M3" in table(result)
 
 
+@pytest.mark.compat
 def test_another_file_of_the_same_name_is_reported_anew(server, converted):
     target = converted.with_name("replaced.safetensors")
     shutil.copy(converted, target)

@@ -11,7 +11,7 @@ from rig import graph, prompts, tiny
 from rig.client import Client, ClientError, Prompt
 from rig.server import ComfyServer, ServerError
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 
 def picture(client: Client, prompt: Prompt) -> np.ndarray:
@@ -25,10 +25,12 @@ def lively(pixels: np.ndarray) -> bool:
     return pixels.shape == (64, 64, 3) and pixels.std() > 5
 
 
+@pytest.mark.compat
 def test_the_server_offers_the_test_nodes(server):
     assert {"RigConditioning", "RigTrouble", "RigHooks"} <= set(server.client.object_info())
 
 
+@pytest.mark.compat
 def test_the_pack_was_imported_without_an_error(server):
     assert "IMPORT FAILED" not in server.log()
 
@@ -95,6 +97,7 @@ def test_an_unchanged_prompt_is_cached(server, models):
     assert "sampler" in server.client.run(prompt).check().cached
 
 
+@pytest.mark.compat
 def test_no_hooks_are_left_without_our_nodes(server, models):
     hooks = {"hooks": prompts.node("RigHooks", after=["sampler", 0])}
     result = server.client.run(prompts.flux(models.flux(), models.taef()) | hooks).check()

@@ -15,7 +15,7 @@ from hswq.hswq_core.calibration.states_file import load_states, states_path
 from rig import flow, prompts
 from rig.client import ClientError, Prompt, Result
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,7 @@ def rows(server, name: str = "") -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in found}
 
 
+@pytest.mark.compat
 def test_two_half_sessions_are_one_whole(server, halves, folder):
     report = merge(server, "half_a\nhalf_b\n", "half_sum").check().text()[-1]
     assert "half_sum: Flux, 26 layers, 4 calls, 2 images, 4 recorded calls" in report
@@ -83,6 +84,7 @@ def test_the_order_of_names_and_a_second_run_change_nothing(server, halves, fold
     assert all(torch.equal(a.layers[name].abs_sum, b.layers[name].abs_sum) for name in a.layers)
 
 
+@pytest.mark.compat
 def test_the_converter_takes_the_merged_session_through_its_link(server, models, halves):
     convert = {
         "merge": prompts.node("HSWQMergeSessions", sessions="half_a\nhalf_b", name="half_linked"),
@@ -145,6 +147,7 @@ def _spoil(server, folder: Path) -> None:
     (folder / "half_broken.pt").write_bytes((folder / "half_b.pt").read_bytes()[:2000])
 
 
+@pytest.mark.compat
 def test_the_list_says_what_is_in_each_session(server, halves, folder):
     _spoil(server, folder)
     found, session = rows(server), load_session(folder / "half_a.pt")
@@ -249,6 +252,7 @@ def test_the_list_names_a_free_session(server, halves, name, free):
     assert server.client.get(f"/hswq/sessions?name={name}")["next"] == free
 
 
+@pytest.mark.compat
 def test_the_route_only_answers(server):
     """The route is read-only."""
     code, _ = server.client._call("/hswq/sessions", {"name": "x"})  # a POST

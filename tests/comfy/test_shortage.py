@@ -15,7 +15,7 @@ from hswq.hswq_core.files.checkpoint import FileSource
 from hswq.hswq_core.methods.solve import UNSOLVED
 from hswq.hswq_core.quant.moments import Gram
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 
 class Device:
@@ -129,6 +129,7 @@ def test_no_memory_to_solve_one_layer(calibrated, monkeypatch, caplog, times):
     assert f"{name}. Close other programs" in done.report
 
 
+@pytest.mark.compat
 def test_other_errors_are_no_shortage():
     from hswq.loader.model_aware.shortage import attempted
 
@@ -141,7 +142,12 @@ def test_other_errors_are_no_shortage():
 
 
 @pytest.mark.parametrize(
-    "ask", [lambda: torch.empty(2**50), lambda: torch.empty(2**45, dtype=torch.float64)], ids=["PiB", "256 TiB"]
+    "ask",
+    [
+        pytest.param(lambda: torch.empty(2**50), marks=pytest.mark.compat),
+        lambda: torch.empty(2**45, dtype=torch.float64),
+    ],
+    ids=["PiB", "256 TiB"],
 )
 def test_what_the_cpu_cannot_give_is_a_shortage(comfy, ask: Callable[[], torch.Tensor]):
     from hswq.loader.model_aware.shortage import attempted
@@ -149,6 +155,7 @@ def test_what_the_cpu_cannot_give_is_a_shortage(comfy, ask: Callable[[], torch.T
     assert attempted(ask) is None
 
 
+@pytest.mark.compat
 def test_what_was_held_is_given_back(comfy):
     from hswq.loader.model_aware.shortage import attempted
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 
 @pytest.fixture
@@ -16,6 +16,7 @@ def require(comfy):
     return require_comfyui
 
 
+@pytest.mark.compat
 def test_the_tested_versions_are_supported(require):
     require()
 

@@ -15,7 +15,7 @@ from PIL import Image
 from rig import flow, graph, prompts, tiny
 from safetensors.torch import load_file, save_file
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 CLIP = "cond_stage_model.transformer."
 KILOBYTES_OF_A_PICTURE = 60
@@ -33,6 +33,7 @@ def shown(server):
     return {name: graph.to_prompt(flow.template(name), info) for name in flow.templates()}
 
 
+@pytest.mark.compat
 def test_all_are_offered_each_with_its_picture(server):
     names = flow.templates()
     offered = server.client.get("/workflow_templates")["ComfyUI-HSWQ"]
@@ -71,6 +72,7 @@ def test_the_file_to_load_is_the_one_that_calibrate_and_convert_writes(shown, fa
     assert [e["inputs"][flow.FILE_INPUT[e["class_type"]]] for e in opened] == [f"{name}.safetensors"]
 
 
+@pytest.mark.compat
 def test_calibrate_over_prompts_draws_another_prompt_from_another_noise_each_time(server, models):
     prompt = flow.prepare(server, "sd15", flow.OVER_PROMPTS, session="over_prompts")
     assert "HSWQConverter" not in json.dumps(prompt)
@@ -101,6 +103,7 @@ def test_no_index_out_of_range(server, index):
     assert server.client.run(wired).status == "rejected"
 
 
+@pytest.mark.compat
 def test_text_encoder_convert_writes_a_file_for_load_clip(server):
     checkpoint = load_file(tiny.make("sd15-small"))
     state = {key.removeprefix(CLIP): tensor for key, tensor in checkpoint.items() if key.startswith(CLIP)}
@@ -115,6 +118,7 @@ def test_text_encoder_convert_writes_a_file_for_load_clip(server):
     assert made.name in str(server.client.object_info()["CLIPLoader"]["input"]["required"]["clip_name"])
 
 
+@pytest.mark.compat
 def test_compare_shows_what_fp8_changed_and_nothing_between_equals(server, models):
     inputs = {"file": f"diffusion_models/{models.flux()}", "format": "comfy", "method": "nearest", "preset": "auto"}
     before = set(server.output.rglob("*.safetensors"))

@@ -16,7 +16,7 @@ from rig import flow, graph, tiny
 from rig.client import Prompt
 from safetensors.torch import load_file, save_file
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 CLIP = "cond_stage_model.transformer."
 LAYERS = 12 * 6
@@ -49,6 +49,7 @@ def session_file(server, name: str) -> Path:
     return server.output / "hswq_stats" / f"{name}_clip_l.pt"
 
 
+@pytest.mark.compat
 def test_prompts_are_recorded_and_add_up_and_the_picture_stays(server):
     prompt = workflow(server, "with_text")
     plain = server.client.run(without(prompt)).check()
@@ -67,6 +68,7 @@ def test_prompts_are_recorded_and_add_up_and_the_picture_stays(server):
     assert grown > 2
 
 
+@pytest.mark.compat
 def test_after_it_nothing_is_recorded_any_more(server):
     prompt = workflow(server, "text_once", texts=("a hill", "rain"))
     server.client.run(prompt).check()
@@ -105,6 +107,7 @@ def encode(clip, text: str) -> torch.Tensor:
     return clip.encode_from_tokens(clip.tokenize(text))
 
 
+@pytest.mark.compat
 def test_statistics_are_those_of_plain_hooks(clip, tmp_path):
     from hswq.loader.calibration.text import calibrated_clip
 
@@ -126,6 +129,7 @@ def test_statistics_are_those_of_plain_hooks(clip, tmp_path):
     assert told[-1].startswith("clip_l · 72 layers · 2 calls · saved ")
 
 
+@pytest.mark.compat
 def test_two_nodes_of_one_session_record_once_of_two_both(clip, tmp_path):
     from hswq.loader.calibration.text import calibrated_clip
 
@@ -136,6 +140,7 @@ def test_two_nodes_of_one_session_record_once_of_two_both(clip, tmp_path):
     assert [load_session(tmp_path / f"{name}_clip_l.pt").calls for name in ("a", "b")] == [1, 1]
 
 
+@pytest.mark.compat
 def test_an_error_while_encoding_leaves_no_hooks(clip, tmp_path):
     from hswq.loader.calibration.text import calibrated_clip
 
@@ -147,6 +152,7 @@ def test_an_error_while_encoding_leaves_no_hooks(clip, tmp_path):
     assert not (tmp_path / "s_clip_l.pt").exists()
 
 
+@pytest.mark.compat
 def test_a_text_encoder_in_eight_bits_is_refused(clip, tmp_path):
     from hswq.loader.calibration.text import calibrated_clip
 

@@ -18,7 +18,7 @@ from hswq.hswq_core.plan.plan import QUANTIZE
 from hswq.hswq_core.quant.grid import FLOAT8_E4M3FN
 from safetensors.torch import save_file
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 PROMPT = "a lighthouse on a cliff at dusk, long exposure"
 
@@ -152,7 +152,7 @@ def with_weights_of(clip: Any, path: Path, plan: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("file_format", ["comfy", "v1"])
+@pytest.mark.parametrize("file_format", [pytest.param("comfy", marks=pytest.mark.compat), "v1"])
 def test_stock_load_clip_opens_it_whole(tool, name, file_format, caplog):
     path, plan = converted(tool.source(name), file_format)
     assert plan.counts()[QUANTIZE] >= 4
@@ -168,7 +168,7 @@ def test_stock_load_clip_opens_it_whole(tool, name, file_format, caplog):
 
 
 @pytest.mark.parametrize("name", ["t5xxl", "clip_l"])
-@pytest.mark.parametrize("file_format", ["comfy", "v1"])
+@pytest.mark.parametrize("file_format", [pytest.param("comfy", marks=pytest.mark.compat), "v1"])
 def test_it_encodes_as_the_dequantized_weights_do(tool, name, file_format):
     """ComfyUI computes text encoders in float32."""
     path, plan = converted(tool.source(name), file_format)
@@ -181,6 +181,7 @@ def test_it_encodes_as_the_dequantized_weights_do(tool, name, file_format):
     assert not torch.equal(ours, original)
 
 
+@pytest.mark.compat
 def test_a_scale_where_comfyui_reads_none_would_be_lost(tool, caplog):
     """The reason why CLIP has unscaled weights in the comfy format: once this fails, it may have scales too."""
     path, _ = converted(tool.source("clip_l"))
@@ -195,6 +196,7 @@ def test_a_scale_where_comfyui_reads_none_would_be_lost(tool, caplog):
     assert torch.equal(encoded(clip), encoded(tool.load("clip_l", path, "STABLE_DIFFUSION")))
 
 
+@pytest.mark.compat
 def test_a_whole_t5_is_opened_without_its_decoder(tool, caplog):
     path = tool.source("t5xxl")
     state = {key: FileSource(path).read(key) for key in FileSource(path).entries}

@@ -13,7 +13,7 @@ from rig import tiny
 from rig.environment import child_environment
 from safetensors.torch import load_file, save_file
 
-pytestmark = [pytest.mark.comfy, pytest.mark.compat]
+pytestmark = pytest.mark.comfy
 
 EXTRAS = "comfy_extras.nodes_"
 NODES = {
@@ -56,6 +56,7 @@ def same_effect(comfy, pair, change) -> None:
     assert not torch.equal(twin, draw(comfy, pair[1]))
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("name", NODES)
 def test_model_patches(comfy, pair, tools, name):
     module, inputs = NODES[name]
@@ -73,6 +74,7 @@ def test_free_u_on_a_whole_sd15(comfy, made, tools):
     )
 
 
+@pytest.mark.compat
 def test_attention_replaced_as_image_prompt_adapters_do(comfy, pair):
     from comfy.ldm.modules.attention import optimized_attention
 
@@ -89,6 +91,7 @@ def test_attention_replaced_as_image_prompt_adapters_do(comfy, pair):
     same_effect(comfy, pair, adapter)
 
 
+@pytest.mark.compat
 def test_control_net(comfy, pair, tmp_path):
     import comfy.ops as operations
     from comfy import controlnet
@@ -108,6 +111,7 @@ def test_control_net(comfy, pair, tmp_path):
     assert not torch.equal(drawn[1], draw(comfy, pair[1]))
 
 
+@pytest.mark.compat
 def test_lora_hooks_on_a_prompt(comfy, made):
     from comfy import hooks
 
@@ -123,6 +127,7 @@ def test_lora_hooks_on_a_prompt(comfy, made):
     assert torch.equal(comfy.sample(ours), plain)
 
 
+@pytest.mark.compat
 def test_compiled(comfy, made, tools):
     if not sys.platform.startswith("linux"):
         pytest.skip("torch.compile needs a C++ compiler on the CPU")
@@ -134,6 +139,7 @@ def test_compiled(comfy, made, tools):
     assert torch.equal(comfy.sample(model), wanted)
 
 
+@pytest.mark.compat
 def test_two_models_at_once(comfy, made):
     first, second = made(comfy, "flux-tiny", "v2"), made(comfy, "sd15-small", "v2")
     alone = [comfy.sample(file.open()) for file in (first, second)]
@@ -143,6 +149,7 @@ def test_two_models_at_once(comfy, made):
         assert torch.equal(comfy.sample(two), alone[1])
 
 
+@pytest.mark.compat
 def test_the_same_file_opened_twice(comfy, made):
     file = made(comfy, "flux-tiny", "v2")
     wanted = comfy.sample(file.open())
@@ -151,6 +158,7 @@ def test_the_same_file_opened_twice(comfy, made):
     assert torch.equal(comfy.sample(two), wanted)
 
 
+@pytest.mark.compat
 def test_calibration_is_refused_with_the_reason(comfy, made, tmp_path):
     from hswq.loader.calibration.model import calibrated
 
@@ -159,7 +167,7 @@ def test_calibration_is_refused_with_the_reason(comfy, made, tmp_path):
         calibrated(model, tmp_path / "fp8.pt", 50, lambda text: None)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.compat), "float16"])
 def test_dequantize_dtype(comfy, made, dtype):
     file = made(comfy, "flux-tiny", "v2")
     model = file.open(dequantize_dtype=dtype)
@@ -172,6 +180,7 @@ def test_dequantize_dtype(comfy, made, dtype):
     assert (drawn - wanted).norm() < {"float32": 1e-6, "float16": 0.02, "bfloat16": 0.1}[dtype] * wanted.norm()
 
 
+@pytest.mark.compat
 class TestFp8Matmul:
     """Layers marked in a comfy file multiply in FP8, bit for bit as with ComfyUI's own loader."""
 
@@ -199,13 +208,13 @@ class TestFp8Matmul:
 
 
 SWITCHES = [
-    ["--fp8_e4m3fn-unet"],
+    pytest.param(["--fp8_e4m3fn-unet"], marks=pytest.mark.compat),
     ["--fp8_e5m2-unet"],
     ["--fp16-unet"],
     ["--bf16-unet"],
     ["--fp32-unet"],
-    ["--force-fp16"],
-    ["--fast"],
+    pytest.param(["--force-fp16"], marks=pytest.mark.compat),
+    pytest.param(["--fast"], marks=pytest.mark.compat),
     ["--deterministic", "--disable-smart-memory"],
 ]
 SCRIPT = """
@@ -214,7 +223,6 @@ from rig import inprocess, pack
 inprocess.load_comfy(sys.argv[2:])
 pack.alias()
 import torch
-torch.set_num_threads(2)
 from pathlib import Path
 with torch.inference_mode():
     model = inprocess.open_fp8(Path(sys.argv[1]))
@@ -226,10 +234,10 @@ print(drawn.double().norm().item(), drawn.isfinite().all().item(), *kept)
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda switches: switches[0])
-def test_command_line_switches(comfy, made, switches):
+def test_command_line_switches(comfy, made, switches, threads):
     """FP8 weights stay as in the file, and kept layers stay 16-bit, regardless of command-line switches."""
     file = made(comfy, "flux-tiny", "v2")
-    environment = child_environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = child_environment(threads) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", SCRIPT, str(file.path), *switches]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
