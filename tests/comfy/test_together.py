@@ -215,7 +215,7 @@ SWITCHES = [
     ["--fp32-unet"],
     pytest.param(["--force-fp16"], marks=pytest.mark.compat),
     pytest.param(["--fast"], marks=pytest.mark.compat),
-    ["--deterministic", "--disable-smart-memory"],
+    pytest.param(["--deterministic", "--disable-smart-memory"], marks=pytest.mark.compat),
 ]
 SCRIPT = """
 import sys
