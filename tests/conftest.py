@@ -48,7 +48,6 @@ class Models:
 
     def __init__(self, server: ComfyServer) -> None:
         self._server = server
-        self.testnodes = TESTNODES
 
     def sd15(self) -> str:
         return self._add("checkpoints", tiny.make("sd15-small"), "sd15-small.safetensors")
