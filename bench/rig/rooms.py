@@ -56,6 +56,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def modules(floor: str) -> list[Path]:
+    """Every module of a floor."""
     return sorted((ROOT / floor).rglob("*.py"))
 
 
@@ -63,11 +64,13 @@ def room_of(dotted: str, floor: str) -> str:
     """The longest room that ``dotted`` is in."""
     inside = dotted.removeprefix(f"{floor}.")
     rooms = [room for room in ROOMS[floor] if inside == room or inside.startswith(f"{room}.")]
-    assert rooms, f"{dotted} is in no room of {floor}: give it one in ROOMS"
+    if not rooms:
+        raise LookupError(f"{dotted} is in no room of {floor}: give it one in ROOMS")
     return max(rooms, key=len)
 
 
 def dotted_name(path: Path) -> str:
+    """Of a module, from the repository's root."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 

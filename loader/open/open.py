@@ -21,6 +21,7 @@ from ...hswq_core.model.layer import weight_key
 from ...hswq_core.quant.grid import FLOAT8_E4M3FN
 from ...hswq_core.quant.schemes.scheme import SCALE
 from ..comfyui.patchers import reopened_by
+from ..devices import model_device
 from ..stamp import Stamp
 from .keys import key_prefix, normalize_keys
 from .lora import with_lora_mode
@@ -96,7 +97,7 @@ def operations_for(state: StateDict, prefix: str, opening: Opening) -> tuple[typ
         if tensor.dtype in SIXTEEN_BITS and key.startswith(prefix):
             sizes[tensor.dtype] += tensor.numel()
     storage = max(sizes, key=lambda dtype: sizes[dtype], default=None) or _preferred(state, prefix)
-    device = comfy.model_management.get_torch_device()
+    device = model_device()
     multiply = opening.fp8_matmul and comfy.model_management.supports_fp8_compute(device)
     return float8_operations(storage, multiply=multiply), storage
 

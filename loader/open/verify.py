@@ -15,6 +15,7 @@ from ...hswq_core.files.checkpoint import FileSource
 from ...hswq_core.plan.formats import FileFormat, usable
 from ...hswq_core.plan.plan import QUANTIZE, Plan
 from ..comfyui.layers import weight_of
+from ..devices import model_device
 from ..model import is_quantized, layer_modules
 from .keys import key_prefix, normalize_keys
 from .open import operations_for
@@ -66,7 +67,7 @@ def _on_meta(path: Path, state: StateDict, prefix: str, metadata: dict[str, str]
     config = comfy.model_detection.model_config_from_unet(state, prefix, metadata=metadata)
     if config is None:
         raise _refused(path, "a model ComfyUI does not recognize")
-    device = comfy.model_management.get_torch_device()
+    device = model_device()
     operations, storage = operations_for(state, prefix, Opening())
     if own:
         config.custom_operations = operations

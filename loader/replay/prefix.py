@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import comfy.model_management
 import torch
 
 from ...hswq_core.calibration.states import State
+from ..devices import free_bytes
 from .blocks import answering, holding, is_in, mapped, tensors_in
 from .replay import Delta, Output, Replay, hooked, relative_change
 
@@ -78,7 +78,7 @@ class Prefix:
     def __init__(self, replay: Replay) -> None:
         self.replay = replay
         self.modules = holding(replay.model.model.diffusion_model, replay.modules)
-        free = comfy.model_management.get_free_memory(replay.model.load_device)
+        free = free_bytes(replay.model.load_device)
         sizes = [sum(state.tensors["x"].numel() for state in batch) for batch in replay.batches]
         self._record = _Recorder(MEMORY_SHARE * free * sizes[0] / sum(sizes))
         with hooked(self._recording()):

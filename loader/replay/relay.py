@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-import comfy.model_management
 import torch
 
 from ...hswq_core.calibration.states import State
+from ...hswq_core.devices import CPU
+from ..devices import free_bytes
 from .blocks import answering, holding, is_in, mapped, tensors_in
 from .replay import Replay, hooked
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CPU = torch.device("cpu")
 # Of the free RAM that is kept between groups; calls beyond it run from their beginning.
 MEMORY_SHARE = 0.2
 # Bytes of a block's output that are kept in any case: the model may have made something else of it, and dropped it.
@@ -87,7 +87,7 @@ class Relay(Replay):
     def __init__(self, model: ModelPatcher, states: Sequence[State]) -> None:
         super().__init__(model, states)
         self._blocks = holding(self.model.model.diffusion_model, self.modules)
-        self._limit = MEMORY_SHARE * comfy.model_management.get_free_memory(CPU)
+        self._limit = MEMORY_SHARE * free_bytes(CPU)
         self._kept = [BEGINNING] * len(self.batches)
         # One call alone would be run twice.
         self._works = len(self.batches) > 1
