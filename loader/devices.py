@@ -1,4 +1,4 @@
-"""Where to compute, and how much room there is: the one answer for all of ``loader``."""
+"""Where to compute, and how much memory there is: decided here for all of ``loader``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..hswq_core.model.layer import Layer
 
 # float32 weight, its absolute values, bin numbers, importance (8 bytes), codes, error: counted in the code.
 SEARCH_BYTES_PER_WEIGHT = 32
-# Second moments, held inputs and factor of a layer, and what is smaller, in sizes of its second moments.
+# Second moments, held-out inputs, factor and smaller buffers of a layer, as a multiple of its second moments.
 SOLVER_COPIES = 3.5
 BYTES_PER_NUMBER = 4  # float32
 
@@ -29,34 +29,34 @@ def runs_on_cpu() -> bool:
 
 
 def search_device() -> torch.device:
-    """Where weights are searched and rounded: with the model, or on the CPU if that device cannot sum in float64."""
+    """Where clip search and rounding run: on the model's device, or the CPU if that one cannot sum in float64."""
     device = model_device()
     return device if has_float64(device) else CPU
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory of a device that can be taken now."""
+    """Memory that is free on a device now."""
     return float(comfy.model_management.get_free_memory(device))
 
 
 def make_room(layers: list[Layer], device: torch.device) -> None:
-    """Let ComfyUI unload models until the search of the largest layer fits on a GPU."""
+    """Have ComfyUI unload models until the clip search of the largest layer fits on the GPU."""
     if device.type != "cpu":
         largest = max((layer.weights for layer in layers), default=0)
         comfy.model_management.free_memory(largest * SEARCH_BYTES_PER_WEIGHT, device)
 
 
 def solver_bytes(columns: int) -> float:
-    """What rounding a layer of so many columns by its inputs takes."""
+    """Bytes that rounding a layer with this many columns by its inputs takes."""
     return SOLVER_COPIES * BYTES_PER_NUMBER * columns**2
 
 
 def solver_room(columns: Iterable[int]) -> float:
-    """The same of the widest of these layers; of the device at most half."""
+    """``solver_bytes`` of the widest of these layers, but at most half the device's memory."""
     total = comfy.model_management.get_total_memory(model_device())
     return float(min(solver_bytes(max(columns)), total / 2))
 
 
 def solver_device(columns: int, wanted: torch.device) -> torch.device:
-    """Where a layer of so many columns is rounded: the CPU if ``wanted`` has no room for its moments and factor."""
+    """Where to round a layer with this many columns: the CPU if ``wanted`` has no room for its moments and factor."""
     return wanted if wanted.type == "cpu" or solver_bytes(columns) < free_bytes(wanted) else CPU

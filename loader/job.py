@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORK_SUFFIX = ".work"
-# Of the work kept on disk; another release's is of no use.
+# Version of the work kept on disk; work of any other is discarded.
 WORK_VERSION = "5"
 
 
@@ -66,7 +66,7 @@ class Job:
 
     @classmethod
     def open(cls, model: ModelPatcher, clip: CLIP | None, vae: VAE | None, session: str) -> Job:
-        """Look at everything; nothing is loaded or unloaded.
+        """Inspect everything; nothing is loaded or unloaded.
 
         Raises:
             HSWQError: missing or foreign statistics, a quantized model, only one of clip and vae.
@@ -84,11 +84,11 @@ class Job:
         return {layer.name: layer for layer in self.layers}
 
     def read(self, layer: Layer) -> torch.Tensor:
-        """The weight of a layer, on the device that searches."""
+        """The weight of a layer, on the search device."""
         return self.source.read(weight_key(layer.name, self.source.prefix)).to(search_device())
 
     def states(self) -> list[State]:
-        """The recorded model calls of the session. Raises SessionError if there is no file of them."""
+        """The recorded model calls of the session. Raises SessionError if their file is missing."""
         return load_states(states_path(self.path), self.info.fingerprint, MAX_STATES).states
 
     def has_bias(self, name: str) -> bool:
@@ -100,27 +100,27 @@ class Job:
         return smallest_size(self.source.entries, self.source.prefix, self.layers, encoding.scheme)
 
     def codes_size(self, encoding: Encoding) -> int:
-        """Bytes of every layer as it is stored."""
+        """Bytes of all layers once quantized."""
         return sum(encoding.scheme(layer.kind).nbytes(layer.shape) for layer in self.layers)
 
     def room(self, target: Path, encoding: Encoding, extra: int = 0) -> dict[Path, int]:
-        """{file: bytes} that writing ``target`` takes at least, with this many bytes for layers in 16 bits."""
-        beside = BYTES_BESIDE_A_LAYER * len(self.layers)
+        """{file: bytes} that writing ``target`` takes at least, with ``extra`` bytes for layers kept in 16 bits."""
+        overhead = BYTES_BESIDE_A_LAYER * len(self.layers)
         most = sum(kept_bytes(layer.shape) for layer in self.layers) - self.codes_size(encoding)
-        return {target: self.smallest(encoding) + beside + min(extra, most)}
+        return {target: self.smallest(encoding) + overhead + min(extra, most)}
 
     def room_for_work(self, encoding: Encoding) -> dict[Path, int]:
-        """{folder: bytes} that the codes of all layers take on their way, less what is there."""
-        there = sum(file.stat().st_size for file in self.work_folder.rglob("*") if file.is_file())
-        return {self.work_folder: max(0, self.codes_size(encoding) - there)}
+        """{folder: bytes} that the codes of all layers take while converting, less what is already there."""
+        existing = sum(file.stat().st_size for file in self.work_folder.rglob("*") if file.is_file())
+        return {self.work_folder: max(0, self.codes_size(encoding) - existing)}
 
     @property
     def work_folder(self) -> Path:
-        """Where a long conversion keeps what it has done."""
+        """Where a long conversion saves its progress."""
         return self.path.with_suffix(WORK_SUFFIX)
 
     def work_key(self, method: str, states: list[State], encoding: Encoding) -> str:
-        """Names everything that rounded layers and their probes depend on; the budget is not among it."""
+        """Identifies everything that rounded layers and their probes depend on, which excludes the budget."""
         weights = self.info.fingerprint.weights
         if self.model.patches:  # the fingerprint is of the model without its LoRAs
             weights = sample_weights(self.by_name, lambda name: self.read(self.by_name[name]))
@@ -128,7 +128,7 @@ class Job:
         return key_of(WORK_VERSION, method, self.info.fingerprint.layout, str(weights.tolist()), marks, encoding.text)
 
     def target(self, tail: str, file_format: str, prefix: str) -> Path:
-        """A file name of its own in the folder stock loaders look in. Raises FileError if it is not writable."""
+        """An unused file name in the folder stock loaders look in. Raises FileError if it is not writable."""
         name = f"{self.source.name}_{tail}_{file_format}"
         target = output_path(output_folder(whole=self.source.whole), prefix, name)
         require_writable(target.parent)
@@ -137,7 +137,7 @@ class Job:
     def write(
         self, target: Path, plan: Plan, progress: Progress, solutions: Mapping[str, Solution] | None = None
     ) -> Conversion:
-        """Write and check the file of a plan."""
+        """Write the file of a plan, and verify it."""
         output = Output(self.source, self.source.prefix, plan, self.session, solutions or {}, search_device())
         row = format_named(plan.file_format)
         done = output.write(target, progress, check=lambda temporary: verify_file(temporary, plan, row))

@@ -32,7 +32,7 @@ class ModelInfo:
         family: row of the families table.
         kinds: {layer name: kind} of every Linear and Conv2d, in model order.
         fingerprint: of layer names, shapes and weights.
-        empty: statistics of nothing for every layer; copy before use.
+        empty: empty statistics for every layer; copy before use.
     """
 
     family: Family
@@ -54,7 +54,7 @@ def layer_modules(diffusion_model: torch.nn.Module) -> dict[str, torch.nn.Module
 
 
 def empty_stats(module: torch.nn.Module) -> LayerStats:
-    """Statistics of nothing for ``module``."""
+    """Empty statistics for ``module``."""
     kind = kind_of(module)
     return LayerStats.empty(kind.name, tuple(weight_of(module).shape), kind.channels(module))
 
@@ -78,7 +78,7 @@ def inspect_model(patcher: ModelPatcher) -> ModelInfo:
 
 
 def inspect_layers(patcher: ModelPatcher, modules: dict[str, torch.nn.Module], prefix: str) -> ModelInfo:
-    """The same of some layers of whatever a patcher holds.
+    """``inspect_model`` for some layers of any model that a patcher holds.
 
     Args:
         modules: {name: module} of the layers.
@@ -109,7 +109,7 @@ def _require_layers(modules: dict[str, torch.nn.Module], model_name: str) -> Non
 
 
 def is_quantized(weight: torch.Tensor) -> bool:
-    """Whether a parameter holds one of comfy-kitchen's quantized tensors; by name, as ComfyUI does it."""
+    """Whether a parameter holds one of comfy-kitchen's quantized tensors; checked by name, as in ComfyUI."""
     return "QuantizedTensor" in (type(weight).__name__, type(weight.data).__name__)
 
 

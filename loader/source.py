@@ -1,8 +1,8 @@
 """A MODEL (with CLIP and VAE) as a source of tensors for the writer: the original file wherever possible.
 
-From the file come keys, order, exact dtypes and metadata; from the MODEL come the weights its LoRAs and
-merges have changed. Where the file cannot serve (a diffusers layout, another file format, a model made in
-memory) the tensors come from the MODEL under the names ComfyUI's own saver uses.
+Keys, order, exact dtypes and metadata come from the file, weights changed by LoRAs and merges from the MODEL.
+Where the file cannot be used (a diffusers layout, another file format, a model made in memory) the tensors
+come from the MODEL under the names ComfyUI's own saver uses.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _diffusion_tensors(model: ModelPatcher, file: FileSource | None) -> tuple[st
         elif key.startswith(prefix):
             tensors[key] = (entry, partial(file.read, key))
     for key, parameter in changed.items():
-        # ComfyUI renames some tensors on load (Flux norms), and a patched one must not be lost for that.
+        # ComfyUI renames some tensors on load (Flux norms); a patched one must not get lost that way.
         raise SettingError(
             f"Patched tensor {parameter}",
             got=f"no tensor {key} in {file.path.name}",
@@ -129,7 +129,7 @@ def _merger(key_patch: KeyPatches, parameter: str) -> Callable[[], torch.Tensor]
 
 
 def _from_memory(model: ModelPatcher, patches: dict[str, KeyPatches]) -> tuple[str, Tensors]:
-    """The diffusion model as ComfyUI's own saver would name it."""
+    """The diffusion model's tensors, named as ComfyUI's own saver would."""
     names = {parameter[len(PARAMETER_PREFIX) :]: parameter for parameter in patches}
     saved = model.model.model_config.process_unet_state_dict_for_saving(dict(names))
     tensors: Tensors = {}
@@ -143,7 +143,7 @@ def _from_memory(model: ModelPatcher, patches: dict[str, KeyPatches]) -> tuple[s
 
 
 def _encoder_tensors(model: ModelPatcher, clip: CLIP, vae: VAE, file: FileSource | None, prefix: str) -> Tensors:
-    """CLIP and VAE: from the same file bit by bit if they are the file's own, else as ComfyUI saves them."""
+    """CLIP and VAE: bit for bit from the same file if they come from it, else as ComfyUI saves them."""
     same = file is not None and all(file_of(p) == file.path and not p.patches for p in (clip.patcher, vae.patcher))
     if same and file is not None and prefix:
         others = {key: entry for key, entry in file.entries.items() if not key.startswith(prefix)}

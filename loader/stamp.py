@@ -1,4 +1,4 @@
-"""Which file a name stood for."""
+"""Whether a name still refers to the same file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..hswq_core.errors import FileError
 
 @dataclass(frozen=True)
 class Stamp:
-    """What tells a file from another that has taken its name: bytes, time of change, inode."""
+    """Tells a file from another that has replaced it: size, modification time, inode."""
 
     size: int
     changed: int
@@ -18,13 +18,13 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path) -> Stamp:
-        """Stamp of the file that has this name now.
+        """Stamp of the file that now has this name.
 
         Raises:
             FileError: there is none.
         """
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError as error:
             raise FileError(
                 f"File {path.name}",
@@ -32,10 +32,10 @@ class Stamp:
                 expected="a file that can be read",
                 remedy="Put it back, or press R and choose another one in the loader.",
             ) from error
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
     def require(self, path: Path) -> None:
-        """Raise FileError if another file has taken the name ``path``, or none has it."""
+        """Raise FileError if the file at ``path`` was replaced or is gone."""
         if Stamp.of(path) != self:
             raise FileError(
                 f"File {path.name}",

@@ -1,4 +1,4 @@
-"""What is said about likely mistakes: before the work begins, or in the report."""
+"""Notes on likely mistakes, shown before the work begins or in the report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def merged_notes(model: ModelPatcher) -> list[str]:
 
 
 def prompts_notes(states: list[State]) -> list[str]:
-    """For the report of model_aware: a session of few prompts."""
+    """For the report of model_aware: the session has few prompts."""
     prompts = count_prompts(states)
     if prompts >= ENOUGH_PROMPTS:
         return []

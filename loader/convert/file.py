@@ -1,4 +1,4 @@
-"""Files that ComfyUI lists, converted without opening them as a model: also those too large for it."""
+"""Files that ComfyUI lists, converted without opening them as models: even files too large for that."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def listed_path(file: str) -> Path:
 
 
 def given_path(path: str) -> Path:
-    """A file that a workflow names by its path. Raises SettingError for any outside of ComfyUI's folders of models."""
-    # Not resolved: people link their folders of models to other disks.
-    whole = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve follows links
+    """A file that a workflow gives by path. Raises SettingError if it is outside ComfyUI's output and model folders."""
+    # Not resolved: people symlink their model folders to other disks.
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve follows links
     roots = [folder_paths.get_output_directory(), folder_paths.models_dir]
     roots += [root for folder in FOLDERS for root in folder_paths.get_folder_paths(folder)]
-    inside = any(whole.is_relative_to(os.path.abspath(root)) for root in roots)  # noqa: PTH100
-    if not inside or whole.suffix != EXTENSION or not whole.is_file():
+    inside = any(absolute.is_relative_to(os.path.abspath(root)) for root in roots)  # noqa: PTH100
+    if not inside or absolute.suffix != EXTENSION or not absolute.is_file():
         raise SettingError(
             "path",
             got=repr(path),
             expected=f"a {EXTENSION} file in ComfyUI's output folder or its folders of models",
             remedy="Connect the path output of HSWQ Converter or HSWQ File Converter, or choose a file instead.",
         )
-    return whole
+    return absolute
 
 
 @dataclass(frozen=True)
@@ -115,5 +115,5 @@ def convert_listed(asked: ListedRequest, progress: Progress) -> Conversion:
 
 def _folder(model: FileModel) -> Path:
     if model.family.text_encoder:
-        return Path(folder_paths.get_output_directory()) / "clip"  # ComfyUI's name of it among its outputs
+        return Path(folder_paths.get_output_directory()) / "clip"  # ComfyUI's name for that output folder
     return output_folder(whole=model.prefix == CHECKPOINT_PREFIX)

@@ -1,4 +1,4 @@
-"""Methods that a connected MODEL can be converted by: the row that runs the model, and those of the core's table."""
+"""Methods for converting a connected MODEL: model_aware, which runs it, and those of the core's table."""
 
 from __future__ import annotations
 

@@ -50,14 +50,14 @@ class Request:
 
     @property
     def encoding(self) -> Encoding:
-        """How layers are stored. Raises SettingError for an option that the format has not."""
+        """How layers are stored. Raises SettingError for an option that the format lacks."""
         return Encoding(format_named(self.file_format), granularity=self.scale_per, fast_matmul=self.fast_matmul)
 
 
 def convert_model(
     model: ModelPatcher, clip: CLIP | None, vae: VAE | None, request: Request, progress: Progress
 ) -> Conversion:
-    """Convert and write where stock loaders look.
+    """Convert, and write where stock loaders look.
 
     Raises:
         HSWQError: wrong setting, missing or foreign statistics, unwritable folder, a file that would not open.
@@ -77,7 +77,7 @@ def convert_model(
 
 
 def task_for(job: Job, method: Method[ModelTask], encoding: Encoding, progress: Progress = no_progress) -> ModelTask:
-    """What ``method`` plans with; what an earlier run has done of it is taken up."""
+    """What ``method`` plans with; the work of an earlier run is resumed."""
     states = job.states() if STATES in method.needs else []
     key = job.work_key(method.name, states, encoding) if method.own_codes else ""
     return ModelTask(
@@ -101,7 +101,7 @@ def _room(job: Job, method: Method[ModelTask], settings: Settings, encoding: Enc
 
 @contextmanager
 def _work(folder: Path) -> Iterator[None]:
-    """What is in the folder survives an error or a crash, to go on from; Cancel and success remove it."""
+    """The folder survives an error or a crash, so that work can be resumed; Cancel and success delete it."""
     busy = SessionError(
         f"Session {folder.stem}",
         got="another conversion of it under way",
