@@ -1,4 +1,4 @@
-"""Ways to spend the same bytes, judged by the model's output on calls that nothing was fitted to."""
+"""Ways to spend the same bytes, judged by the model's output on unseen calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .rounder import CAST, SOLVED, Rounder
 log = logging.getLogger(__name__)
 
 METHOD = "model_aware"
-# Of layers, in a report.
+# Layer names listed in a report.
 NAMES_TOLD = 5
 
 
@@ -41,11 +41,11 @@ class Outcome:
     """The plan to write.
 
     Attributes:
-        plan: of the best candidate.
-        solutions: of its layers that are not rounded to nearest.
+        plan: the best candidate's.
+        solutions: for its layers that are not rounded to nearest.
         errors: {candidate: mean squared relative change of the model's output on unseen calls}.
-        best: the candidate of least error.
-        fast: line for the report about 8-bit multiplication; empty if it was not asked for.
+        best: the candidate with the smallest error.
+        fast: line for the report about 8-bit multiplication; empty if not requested.
     """
 
     plan: Plan
@@ -58,10 +58,10 @@ class Outcome:
         """Lines for the report."""
         quantized = [layer for layer in self.plan.layers if layer.action == QUANTIZE]
         how = Counter(layer.reason for layer in quantized)
-        found = ", ".join(f"{name} {error_to_db(error**0.5):.1f} dB" for name, error in self.errors.items())
+        decibels = ", ".join(f"{name} {error_to_db(error**0.5):.1f} dB" for name, error in self.errors.items())
         lines = [
             f"rounded: {', '.join(f'{n} {name}' for name, n in sorted(how.items()))}",
-            f"model output on unseen calls: {found}",
+            f"model output on unseen calls: {decibels}",
         ]
         damping = {layer.name: layer.numbers[DAMPING] for layer in quantized if DAMPING in layer.numbers}
         if damping:
@@ -82,10 +82,10 @@ class Outcome:
 
 
 def candidates(rounder: Rounder, change: Mapping[str, float], budget: int) -> list[Candidate]:
-    """Ours first, then what others would do with as many bytes.
+    """Ours first, then what other methods would do with the same bytes.
 
     Args:
-        change: {layer: change of the model's output with it alone rounded}.
+        change: {layer: change of the model's output with only that layer rounded}.
         budget: bytes for layers that stay in 16 bits.
     """
     cost = {name: rounder.cost(name) for name in change}
@@ -105,26 +105,26 @@ def candidates(rounder: Rounder, change: Mapping[str, float], budget: int) -> li
 
 def best_of(
     rounder: Rounder,
-    found: list[Candidate],
+    contenders: list[Candidate],
     replay: Replay,
     change: Mapping[str, float],
     budget: str,
     progress: Progress,
 ) -> Outcome:
-    """Run each candidate; the plan of the one that changes the model's output least.
+    """Run each candidate, and plan by the one that changes the model's output least.
 
     Args:
-        replay: of calls that nothing was fitted to.
+        replay: of unseen calls, to which nothing was fitted.
         budget: what the user asked for, as it appears in the file name.
         progress: called as (step, done, total); may raise to cancel.
     """
     reference = replay.run()
     errors: dict[str, float] = {}
-    for one in found:
-        progress(Step("Verifying", one.name), len(errors), len(found))
+    for one in contenders:
+        progress(Step("Verifying", one.name), len(errors), len(contenders))
         names = [name for name in change if name not in one.kept]
         errors[one.name] = replay.change(reference, {name: partial(rounder.delta, name, one.how) for name in names})
-    best = min(found, key=lambda one: errors[one.name])
+    best = min(contenders, key=lambda one: errors[one.name])
     if best.how != SOLVED:
         log.warning("HSWQ: %s did better than %s on unseen calls (%s).", best.name, METHOD, errors)
     plan = plan_of(rounder, best, change, budget)

@@ -13,7 +13,7 @@ from ...hswq_core.quant.moments import Gram, Held, Moments, Rows
 from ..devices import BYTES_PER_NUMBER, free_bytes, model_device, solver_device
 from ..replay.replay import Replay
 
-# Of the free memory that what is gathered of one group may take.
+# Share of the free memory for what is gathered for one group.
 MEMORY_SHARE = 0.4
 
 
@@ -22,7 +22,7 @@ class Inputs:
     """Which layers get the same input, as seen in a replay.
 
     Attributes:
-        leader: {layer: the first layer that gets the same tensor}, for every layer the states call, in order of call.
+        leader: {layer: the first layer that gets the same tensor}, for every layer the states call, in call order.
         rows: {leader: input rows over all states}.
     """
 
@@ -31,9 +31,9 @@ class Inputs:
 
 
 def shared_inputs(replay: Replay, layers: Iterable[str]) -> Inputs:
-    """Run every state and see."""
+    """Run every state, and record which layers share their inputs."""
     seen: dict[int, tuple[weakref.ref[torch.Tensor], str]] = {}
-    found = Inputs({}, {})
+    shared = Inputs({}, {})
 
     def see(name: str) -> Callable[[torch.Tensor], None]:
         module = replay.modules[name]
@@ -43,39 +43,39 @@ def shared_inputs(replay: Replay, layers: Iterable[str]) -> Inputs:
             known = seen.get(id(x))
             if known is None or known[0]() is not x or window != _window(replay.modules[known[1]]):
                 known = seen[id(x)] = (weakref.ref(x), name)
-            leader = found.leader.setdefault(name, known[1])
+            leader = shared.leader.setdefault(name, known[1])
             if leader == name:
-                found.rows[name] = found.rows.get(name, 0) + kind.count(x, window)
+                shared.rows[name] = shared.rows.get(name, 0) + kind.count(x, window)
 
         return note
 
     replay.watch({name: see(name) for name in layers})
-    return found
+    return shared
 
 
 def in_groups(replay: Replay, rows: Mapping[str, int]) -> Iterator[list[str]]:
-    """Layers of whom what is gathered fits into the memory that is free now, in order; at least one a group.
+    """Layers in order, in groups whose gathered inputs fit into the memory free now; at least one layer per group.
 
     Args:
-        rows: {layer: input rows to decide by}; those to round by become moments.
+        rows: {layer: held-out input rows to decide by}; those to round by become moments.
     """
     limit = MEMORY_SHARE * free_bytes(model_device())
     group: list[str] = []
     size = 0
     for name, held in rows.items():
-        wide = columns(replay.modules[name])
-        own = BYTES_PER_NUMBER * wide * (wide + min(wide, held))
-        if group and size + own > limit:
+        width = columns(replay.modules[name])
+        needed = BYTES_PER_NUMBER * width * (width + min(width, held))
+        if group and size + needed > limit:
             yield group
             group, size = [], 0
         group.append(name)
-        size += own
+        size += needed
     if group:
         yield group
 
 
 def gather(replay: Replay, layers: Sequence[str], device: torch.device | None = None) -> dict[str, Moments]:
-    """Moments of the inputs of these layers, in order of call, over all states.
+    """Moments of the inputs of these layers, in call order, over all states.
 
     device: to sum on; None: where there is room.
     """
@@ -85,7 +85,7 @@ def gather(replay: Replay, layers: Sequence[str], device: torch.device | None = 
 
 
 def hold(replay: Replay, layers: Sequence[str], device: torch.device | None = None) -> dict[str, Moments | Rows]:
-    """The inputs of these layers, in order of call, over all states, to decide by; ``device`` as for ``gather``."""
+    """Held-out inputs of these layers, in call order, over all states, to decide by; ``device`` as for ``gather``."""
     held = {name: Held(name, columns(replay.modules[name]), device or _room(replay, name)) for name in layers}
     _feed(replay, held)
     return {name: one.inputs() for name, one in held.items()}

@@ -1,13 +1,13 @@
-"""Method ``model_aware``: rounded and chosen by what each layer does to this model's own output.
+"""Method ``model_aware``: rounds and chooses layers by what they do to this model's own output.
 
-0. A session of few prompts gets more: see ``variety``.
+0. A session with few prompts gets more: see ``variety``.
 1. Every layer is rounded with the second moments of its inputs, gathered group by group under a memory limit.
-2. Each rounded layer alone is put into the model: the change of the output is what it costs to have it in 8 bits. Of a
-   large model only those that may be worth keeping.
-3. The budget keeps the layers of the largest change per byte.
-4. The whole plan is run on states that nothing was fitted to, beside what other methods would make of the same bytes;
-   the best is written.
-5. Where asked for, layers that may multiply in 8 bits are chosen: see ``fast``.
+2. Each rounded layer is put into the model alone: the change of the output is the cost of having that layer in 8 bits.
+   In a large model only layers that may be worth keeping are probed.
+3. The budget keeps the layers with the largest change per byte.
+4. The whole plan is run on unseen states, to which nothing was fitted, against what other methods would make of the
+   same bytes; the best is written.
+5. On request, layers that may multiply in 8 bits are chosen: see ``fast_matmul``.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from .probe import Probe
 from .rounder import Rounder
 from .solver import Solver
 
-# Of the pictures drawn for variety: to round by; the rest to decide by.
+# Share of the pictures drawn for variety that layers are rounded by; the rest is to decide by.
 VARIED_FIT_SHARE = 0.75
-# To see what casting the inputs does.
+# States on which casting the inputs is measured.
 FAST_STATES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTask(Task):
-    """What methods plan with that may run the model.
+    """What methods that may run the model plan with.
 
     Attributes:
         job: the opened MODEL.
-        states: model calls of the session, in order of key; none for a method that needs none.
+        states: model calls of the session, in key order; none for a method that needs none.
     """
 
     job: Job
@@ -73,8 +73,8 @@ def plan_model_aware(task: ModelTask, budget: Budget) -> Outcome:
         cost = {name: rounder.cost(name) for name in done}
         error = {name: done.error(name) for name in cost}
         change = Probe(job.model, split.decide, rounder.delta, done, progress).changes(cost, error, extra)
-        found = candidates(rounder, change, extra)
-        outcome = best_of(rounder, found, verify, change, budget.text, progress)
+        contenders = candidates(rounder, change, extra)
+        outcome = best_of(rounder, contenders, verify, change, budget.text, progress)
         if not encoding.fast_matmul:
             return outcome
         gain = {name: change[name] / error[name] if error[name] else 0.0 for name in change}
@@ -82,12 +82,12 @@ def plan_model_aware(task: ModelTask, budget: Budget) -> Outcome:
 
 
 def _with_variety(job: Job, split: Split, progress: Progress) -> Split:
-    """Where the session has few prompts, drawn ones beside them, other ones to decide by than to round by."""
+    """Adds drawn states if the session has few prompts: different ones to round by and to decide by."""
     if not split.few_prompts:
         return split
     pictures = varied(job.model, split.fit, progress)
     cut = round(VARIED_FIT_SHARE * len(pictures))
     fit, decide = (list(chain.from_iterable(part)) for part in (pictures[:cut], pictures[cut:]))
-    # In turn: a large model is probed on the first few alone.
+    # Interleaved: a large model is probed on the first few only.
     mixed = [state for pair in zip_longest(split.decide, decide) for state in pair if state is not None]
     return replace(split, fit=split.fit + fit, decide=mixed)

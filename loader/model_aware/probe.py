@@ -1,9 +1,9 @@
-"""What each rounded layer alone does to the model's output.
+"""What each rounded layer on its own does to the model's output.
 
-The cost is model calls. All layers of a small model are probed; of a large one those first that look worst by their own
-output error per byte, which costs no call, until they hold several times the bytes there are to spend. On the reference
-models that leaves 0 to 0.5 dB more change of the pictures than the pictures' own ranking at up to +3 %, as probing all
-layers does, and two calls rank nearly as well as sixteen; the own error alone left up to 5 dB more (bench/probing.py).
+Probing costs model calls. All layers of a small model are probed; of a large one those with the largest output error
+of their own per byte, which costs no call, until they hold several times the bytes to spend. On the reference models
+that leaves 0 to 0.5 dB more change of the pictures than ranking by the pictures themselves at up to +3 %, as probing
+all layers does, and two calls rank nearly as well as sixteen; own error alone left up to 5 dB more (bench/probing.py).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ..replay.replay import Delta, Replay
 if TYPE_CHECKING:
     from ..comfyui.types import ModelPatcher
 
-# As many layers are measured whatever the budget.
+# At least this many layers are measured, whatever the budget.
 LEAST_LAYERS = 128
-# The measured ones take at least as many times the budget.
+# The measured layers take at least this many times the budget.
 COVER = 4
-# Calls in all: 128 layers on 8 states.
+# Calls in total: 128 layers on 8 states.
 CALLS = 1024
 LEAST_STATES = 2
-# Latent positions a side of the middle that is run: a quarter of a picture of 1024 x 1024, which takes a quarter of its
+# Latent positions per side of the central crop that is run: a quarter of a picture of 1024 x 1024, in a quarter of the
 # time or less. On the reference models a middle quarter leaves up to 0.1 dB more at +3 %, 0.4 at +6 (bench/probing.py).
 MOST_SIDE = 64
 
@@ -49,7 +49,7 @@ class Probe:
         model: a ModelPatcher, loaded.
         states: to measure on.
         make: layer name -> what rounding changes.
-        done: keeps the numbers; what it has is not measured again.
+        done: stores the numbers; what it already has is not measured again.
         progress: called as (step, done, total); may raise to cancel.
     """
 
@@ -60,17 +60,17 @@ class Probe:
     progress: Progress
 
     def changes(self, cost: Mapping[str, int], error: Mapping[str, float], budget: int) -> dict[str, float]:
-        """{layer: mean squared relative change of the model's output with that layer alone rounded}.
+        """{layer: mean squared relative change of the model's output with only that layer rounded}.
 
         Measured for the ``shortlist``, estimated for the others.
 
         Args:
-            cost: {layer: bytes that keeping it takes}.
-            error: {layer: squared error of its own output, relative}.
+            cost: {layer: bytes it takes to keep it}.
+            error: {layer: squared relative error of its own output}.
             budget: bytes to spend.
         """
-        found = shortlist(error, cost, budget)
-        measured = self._measured(self.states[: max(LEAST_STATES, CALLS // max(1, len(found)))], found)
+        probed = shortlist(error, cost, budget)
+        measured = self._measured(self.states[: max(LEAST_STATES, CALLS // max(1, len(probed)))], probed)
         return filled(measured, error)
 
     def _measured(self, states: list[State], names: Sequence[str]) -> dict[str, float]:
@@ -97,14 +97,14 @@ def shortlist(error: Mapping[str, float], cost: Mapping[str, int], budget: int) 
 
 
 def likely(error: Mapping[str, float], cost: Mapping[str, int], budget: int) -> list[str]:
-    """The largest own error per byte first, until they hold ``COVER`` times the budget."""
+    """Layers by their own error per byte, largest first, until they hold ``COVER`` times the budget."""
     ranked = per_byte(error, cost)
     before = [0, *accumulate(cost[name] for name in ranked)]
     return [name for i, name in enumerate(ranked) if before[i] < COVER * budget]
 
 
 def filled(measured: Mapping[str, float], error: Mapping[str, float]) -> dict[str, float]:
-    """The layers not measured get their own error times the median ratio of the measured ones."""
+    """Adds the unmeasured layers: their own error times the median ratio of the measured ones."""
     ratios = [change / error[name] for name, change in measured.items() if error[name] > 0]
     typical = statistics.median(ratios) if ratios else 0.0
     return {name: measured.get(name, typical * own) for name, own in error.items()}

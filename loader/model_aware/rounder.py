@@ -27,7 +27,7 @@ class Rounder:
     """Three ways to round a layer.
 
     ``"solved"``: as its solution says; ``"nearest"``: to the nearest code, scaled where the format scales;
-    ``"cast"``: without regard to its largest weight, scale 1 where the format wants one.
+    ``"cast"``: regardless of its largest weight, with scale 1 where the format wants one.
 
     Attributes:
         solutions: {layer name: solution} of every layer the states call.
@@ -38,21 +38,21 @@ class Rounder:
     solutions: Mapping[str, Solution]
 
     def scheme(self, name: str, how: str) -> Scheme:
-        """What a layer is stored by."""
+        """How a layer is stored."""
         kind = self.job.by_name[name].kind
         return self.encoding.scheme(kind) if how == SOLVED else self.encoding.usual(kind)
 
     def cost(self, name: str) -> int:
-        """Bytes more that a layer takes in 16 bits."""
+        """Additional bytes that a layer takes in 16 bits."""
         shape = self.job.by_name[name].shape
         return kept_bytes(shape) - self.scheme(name, SOLVED).nbytes(shape)
 
     def weight(self, name: str) -> torch.Tensor:
-        """float32, on the device that searches."""
+        """float32, on the search device."""
         return self.job.read(self.job.by_name[name]).float()
 
     def delta(self, name: str, how: str = SOLVED, input_amax: float = 0.0) -> Delta:
-        """What rounding changes, and casting the inputs with this clip limit unless it is 0."""
+        """What rounding changes, and what casting the inputs at this clip limit does unless it is 0."""
         w = self.weight(name)
         rounded, bias = self._restored(name, w, how), self.solutions[name].bias if how == SOLVED else None
         if not input_amax:
@@ -60,14 +60,14 @@ class Rounder:
         return Delta(rounded - w, bias, rounded, partial(self.scheme(name, how).activations, amax=input_amax))
 
     def row(self, name: str, how: str) -> LayerPlan:
-        """The layer quantized."""
+        """The plan's row for the layer, quantized."""
         w = self.weight(name)
         sqnr = sqnr_db(w, self._restored(name, w, how))
         plan = quantized(self.job.by_name[name], how, self.scheme(name, how), self._amax(name, w, how), sqnr)
         if how != SOLVED:
             return plan
-        found = self.solutions[name]
-        return replace(plan, reason=found.how).measured(damping=found.damping, dead=found.dead)
+        solution = self.solutions[name]
+        return replace(plan, reason=solution.how).measured(damping=solution.damping, dead=solution.dead)
 
     def _restored(self, name: str, w: torch.Tensor, how: str) -> torch.Tensor:
         if how == SOLVED:
@@ -75,6 +75,6 @@ class Rounder:
         return self.scheme(name, how).fake_quantize(w, self._amax(name, w, how))
 
     def _amax(self, name: str, w: torch.Tensor, how: str) -> float:
-        """Clip limit: none to speak of where there is no scale."""
+        """Clip limit: practically none where there is no scale."""
         scheme = self.scheme(name, how)
         return largest(w) if how != CAST and scheme.scaled else scheme.plain_limit

@@ -1,4 +1,4 @@
-"""Every layer rounded, group by group: inputs watched, codes solved. Where memory runs out, with fewer at a time."""
+"""Rounds every layer, group by group: watches inputs, solves codes. Out of memory, it takes fewer at a time."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Inputs = tuple[dict[str, Moments], dict[str, Moments | Rows]]
 class Solver:
     """Rounds every layer that the states call and that ``done`` lacks.
 
-    When memory runs out, what was gathered is given back and half as many layers are gathered at a time, which gives
-    the same codes; for a layer alone the CPU is tried; if even that fails it is rounded to nearest, and its solution
+    When memory runs out, what was gathered is freed and half as many layers are gathered at a time, which gives the
+    same codes. A single layer falls back to the CPU; if even that fails it is rounded to nearest, and its solution
     says so.
 
     Attributes:
         rounder: of the job.
-        done: takes the solutions.
+        done: receives the solutions.
         fit, held: states to round by and to decide by.
         progress: called as (step, done, total); may raise to cancel.
     """
@@ -51,7 +51,7 @@ class Solver:
     progress: Progress
 
     def run(self) -> None:
-        """All of them."""
+        """Round all of them."""
         seen = shared_inputs(self.held, self.rounder.job.by_name)
         followers: Group = {}
         for name, leader in seen.leader.items():
@@ -63,7 +63,7 @@ class Solver:
             solver._round({leader: followers[leader] for leader in group}, len(seen.leader))
 
     def _round(self, group: Group, total: int) -> None:
-        """Round the layers that get the inputs of these leaders."""
+        """Round the layers that share the inputs of these leaders."""
         self.progress(Step("Watching", next(iter(group))), len(self.done), total)
         if len(group) == 1:
             self._round_alone(group, total)
@@ -77,9 +77,9 @@ class Solver:
             self._round_fewer(left, total)
 
     def _round_with(self, group: Group, fit: dict[str, Moments], held: dict[str, Moments | Rows], total: int) -> None:
-        """In order, until memory runs out: then nothing of what was gathered is held any more."""
+        """In order, until memory runs out: then all that was gathered is released."""
         for leader, names in group.items():
-            own = fit.pop(leader), held.pop(leader)  # memory is short where inputs are wide
+            own = fit.pop(leader), held.pop(leader)  # popped, since wide inputs leave little memory
             for name in names:
                 self.progress(Step("Rounding", name), len(self.done), total)
                 solution = attempted(partial(self._solved, self.rounder.job.by_name[name], *own))
@@ -90,7 +90,7 @@ class Solver:
                 self.done.add(name, solution)
 
     def _round_fewer(self, group: Group, total: int) -> None:
-        """In two halves, what is done already left out."""
+        """In two halves, without the layers already done."""
         leaders = list(group)
         half = (len(leaders) + 1) // 2
         log.warning("HSWQ: memory ran out; going on with %d layer inputs at a time.", half)
@@ -105,10 +105,10 @@ class Solver:
         for name in names:
             self.progress(Step("Rounding", name), len(self.done), total)
             layer = self.rounder.job.by_name[name]
-            found = own and (
+            solution = own and (
                 attempted(partial(self._solved, layer, *own)) or attempted(partial(self._solved, layer, *own, CPU))
             )
-            self.done.add(name, found or self._unsolved(layer))
+            self.done.add(name, solution or self._unsolved(layer))
 
     def _inputs(self, leaders: Sequence[str], device: torch.device | None = None) -> Inputs:
         """To round by and to decide by."""
@@ -117,7 +117,7 @@ class Solver:
     def _solved(self, layer: Layer, fit: Moments, held: Moments | Rows, device: torch.device | None = None) -> Solution:
         w = self.rounder.job.read(layer)
         device = device or solver_device(len(fit.mean), w.device)
-        found = solve(
+        solution = solve(
             layer,
             w.to(device),
             fit.to(device),
@@ -126,7 +126,7 @@ class Solver:
             has_bias=self.rounder.job.has_bias(layer.name),
             tick=comfy.model_management.throw_exception_if_processing_interrupted,
         )
-        return found.to(CPU)
+        return solution.to(CPU)
 
     def _unsolved(self, layer: Layer) -> Solution:
         log.warning("HSWQ: no memory to round layer %s by its inputs; it is rounded to nearest.", layer.name)
