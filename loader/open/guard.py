@@ -1,7 +1,7 @@
-"""A warning at stock loaders that are about to open what only HSWQ Loader can read.
+"""Warns at stock loaders that are about to open what only HSWQ Loader can read.
 
-ComfyUI's own loaders take the codes of a V2 file for weights: the picture is noise or black, and all they say is a list
-of unexpected keys in the log.
+ComfyUI's own loaders take the codes of a V2 file for weights: the picture is noise or black, and the only hint is a
+list of unexpected keys in the log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STOCK = {
     "CheckpointLoaderSimple": ("ckpt_name", "checkpoints", "HSWQ Loader"),
     "UNETLoader": ("unet_name", "diffusion_models", "HSWQ Diffusion Model Loader"),
 }
-# Answers kept: each run asks anew, of files that hardly ever change.
+# Answers cached: each run asks again about files that hardly ever change.
 CACHED = 256
 
 
@@ -58,7 +58,7 @@ def _misread(folder: str, name: str) -> bool:
 
 @lru_cache(maxsize=CACHED)
 def _only_ours(path: Path, _stamp: Stamp) -> bool:
-    """Whether an FP8 weight of the file that has this stamp has its scale where stock loaders do not look."""
+    """Whether an FP8 weight of the file with this stamp has its scale where stock loaders do not look."""
     entries = read_header(path)[1]
     codes = (key for key, info in entries.items() if key.endswith(WEIGHT) and info.dtype in FLOAT8_DTYPES)
     return any(f"{key.removesuffix(WEIGHT)}.{suffix}" in entries for key in codes for suffix in V2_SCALES)

@@ -36,11 +36,11 @@ def normalize_keys(
     """A state dict in which an FP8 layer X under ``prefix`` has ``X.weight`` and at most two scales beside it.
 
     ``X.weight_scale``, 1 if absent; ``X.input_scale`` only where the file lets a loader cast the inputs too.
-    ``X.scale`` counts as a scale only beside an FP8 ``X.weight``: Flux calls the weights of its norms so too.
+    ``X.scale`` counts as a scale only beside an FP8 ``X.weight``: Flux uses that name for the weights of its norms.
 
     Raises:
-        FileError: a scale without its weight's shape, or NaN, infinite, zero or negative; two scales for one layer;
-            a scale without FP8 weight, or lost; a quantization or a version of the header this loader does not know.
+        FileError: a scale that does not fit its weight's shape, or is NaN, infinite, zero or negative; two scales for
+            one layer; a scale without an FP8 weight, or a missing one; an unknown quantization or header version.
     """
     file = _File(dict(state), prefix, file_name, declared_format(metadata, file_name))
     legacy = file.state.pop(f"{prefix}{LEGACY_MARKER}", None)
@@ -55,12 +55,12 @@ def normalize_keys(
 
 @dataclass(frozen=True)
 class _File:
-    """A state dict on its way.
+    """A state dict being normalized.
 
     Attributes:
         state: changed in place.
-        declared: the format its header says, None if it has none.
-        scales: every scale met so far, by its key in the file.
+        declared: the format its header declares, None if it has none.
+        scales: every scale seen so far, by its key in the file.
     """
 
     state: StateDict
@@ -71,11 +71,11 @@ class _File:
 
     def quantized(self) -> list[str]:
         """``"X."`` of every layer with an FP8 weight."""
-        found = [key for key in self.state if key.startswith(self.prefix) and key.endswith(".weight")]
-        return [key[: -len("weight")] for key in found if self.state[key].dtype == FLOAT8_E4M3FN.dtype]
+        weights = [key for key in self.state if key.startswith(self.prefix) and key.endswith(".weight")]
+        return [key[: -len("weight")] for key in weights if self.state[key].dtype == FLOAT8_E4M3FN.dtype]
 
     def normalize(self, layer: str, *, inputs_too: bool) -> None:
-        """One spelling for the scales of a layer; ``inputs_too``: what holds for it if it has no marker."""
+        """Spell a layer's scales one way; ``inputs_too``: whether to keep its input scale if it has no marker."""
         marker = self.state.pop(f"{layer}{MARKER}", None)
         if marker is not None:
             inputs_too = not self._marked(layer, marker).get("full_precision_matrix_mult", False)
@@ -89,17 +89,17 @@ class _File:
             self.state[f"{layer}{INPUT_SCALE}"] = scale
 
     def require_owned(self, layers: list[str]) -> None:
-        """A weight_scale whose weight is no FP8 tensor: the file is not what it says."""
+        """Raise FileError for a weight_scale whose weight is not FP8: the file is not what it claims to be."""
         owned = {f"{layer}{SCALE}" for layer in layers}
         for key in self.state:
             if key.startswith(self.prefix) and key.endswith(f".{SCALE}") and key not in owned:
                 raise self._bad(key, "no FP8 weight beside it", "an FP8 weight of the same layer")
 
     def require_complete(self, layers: list[str]) -> None:
-        """A scale that got lost would let the layer explode: a black picture.
+        """Raise FileError for a lost scale: without it the layer would blow up and the picture be black.
 
-        Format v2 has one for every layer. Of a file without our header only this is known: codes that reach the
-        largest were scaled, for no weight of a diffusion model is 448.
+        Format v2 has one for every layer. Without our header only this is known: codes that reach the largest one
+        were scaled, since no weight of a diffusion model is 448.
         """
         bare = [layer for layer in layers if f"{layer}{SCALE}" not in self.state]
         all_scaled = self.declared is not None and format_named(self.declared).all_scaled
@@ -124,20 +124,20 @@ class _File:
         return record
 
     def _taken(self, layer: str, suffixes: tuple[str, ...], sizes: tuple[int, ...]) -> torch.Tensor | None:
-        """The one tensor of a layer spelled in any of these ways, of the size of a scale, out of the state dict."""
-        found = [f"{layer}{suffix}" for suffix in suffixes if f"{layer}{suffix}" in self.state]
-        if not found:
+        """Pop the one tensor of a layer spelled in any of these ways; it must have the size of a scale."""
+        keys = [f"{layer}{suffix}" for suffix in suffixes if f"{layer}{suffix}" in self.state]
+        if not keys:
             return None
-        if len(found) > 1:
-            raise self._bad(found[1], f"a second scale beside {found[0]}", "one scale for each layer")
-        scale = self.state.pop(found[0])
+        if len(keys) > 1:
+            raise self._bad(keys[1], f"a second scale beside {keys[0]}", "one scale for each layer")
+        scale = self.state.pop(keys[0])
         if scale.numel() not in sizes:
-            raise self._bad(found[0], f"shape {tuple(scale.shape)}", f"{' or '.join(map(str, sizes))} values")
-        self.scales[found[0]] = scale
+            raise self._bad(keys[0], f"shape {tuple(scale.shape)}", f"{' or '.join(map(str, sizes))} values")
+        self.scales[keys[0]] = scale
         return scale
 
     def require_usable(self) -> None:
-        """NaN, infinite, zero or negative scales: pictures would be black. All at once, since one by one takes long."""
+        """Raise FileError for NaN, infinite, zero or negative scales (black pictures), all at once for speed."""
         if not self.scales:
             return
         values = torch.cat([scale.reshape(-1).to(torch.float32) for scale in self.scales.values()])

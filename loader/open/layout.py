@@ -1,7 +1,7 @@
-"""FP8 weights with a scale as comfy-kitchen tensors: one layout for a scale a tensor, one for a scale a channel.
+"""FP8 weights with a scale as comfy-kitchen tensors: one layout for per-tensor scales, one for per-channel scales.
 
-The stock FP8 layout serves neither Conv2d nor per-channel scales on a GPU; the tensor class stays the stock
-one, because ComfyUI tells quantized tensors by its name. Older ComfyUI requantizes (LoRA) by the layout's
+The stock FP8 layout supports neither Conv2d nor per-channel scales on a GPU; the tensor class stays the stock
+one, because ComfyUI recognizes quantized tensors by its name. Older ComfyUI requantizes (LoRA) by the layout's
 name alone, hence one name for each granularity.
 """
 
@@ -44,7 +44,7 @@ class HSWQFloat8Layout(QuantizedLayout):
         stochastic_rounding: int = 0,
         **_: object,
     ) -> tuple[torch.Tensor, Params]:
-        """Quantize a patched weight anew; a ``scale`` that is no tensor ("recalculate") means amax / 448."""
+        """Requantize a patched weight; a ``scale`` that is not a tensor ("recalculate") means amax / 448."""
         weight = tensor.to(torch.float32)
         if not isinstance(scale, torch.Tensor):
             scale = FLOAT8_E4M3FN.scale(cls._amax(weight))
@@ -104,7 +104,7 @@ def quantized_weight(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtyp
 def multiply_float8(
     x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None, input_scale: torch.Tensor
 ) -> torch.Tensor:
-    """x @ Wᵀ + bias with both factors in FP8, by the multiplication ComfyUI uses for its own FP8 layers.
+    """x @ Wᵀ + bias with both factors in FP8, by the matmul that ComfyUI uses for its own FP8 layers.
 
     Args:
         x: [..., in].

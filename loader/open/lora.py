@@ -1,9 +1,9 @@
 """Exact LoRAs: added to the dequantized weight at each call, never rounded to FP8.
 
-ComfyUI patches a resident weight once: dequantize, add, quantize anew with stochastic rounding. That replaces every
-careful rounding of the file (compensated codes, a clipped scale) by noise in each layer the LoRA touches. Here the
-weight stays as it is in the file and the low-rank change is added to what is dequantized anyway, as ComfyUI itself does
-for weights it streams from RAM.
+ComfyUI patches a resident weight once: dequantize, add, requantize with stochastic rounding. In each layer the LoRA
+touches, that replaces the file's careful rounding (compensated codes, a clipped scale) with noise. Here the weight
+stays as it is in the file, and the low-rank change is added to what is dequantized anyway, as ComfyUI itself does for
+weights it streams from RAM.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LORA_MODES = (EXACT, STOCK)
 
 
 class ExactPatch:
-    """A weight function of a layer: adds its LoRAs, whose factors lie on the layer's device.
+    """A weight function of a layer: adds its LoRAs, whose factors are on the layer's device.
 
     Args:
         key: of the weight in the model.
@@ -52,7 +52,7 @@ class ExactPatch:
         self._patches = patches
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-        """weight + Σ strength · change, in the weight's dtype; changes ``weight``, which is a fresh tensor."""
+        """weight + Σ strength · change, in the weight's dtype; in place, since ``weight`` is a fresh tensor."""
         if weight.is_contiguous() and all(_is_low_rank(patch) for patch in self._patches):
             for strength, adapter, *_ in self._patches:
                 _add_low_rank(weight, strength, adapter)
@@ -108,7 +108,7 @@ class Float8Patcher(PatcherBase):
 
     @property
     def hook_mode(self) -> EnumHookMode:
-        """LoRAs that are hooked to prompts are patched at each switch.
+        """LoRAs hooked to prompts are patched at each switch.
 
         ComfyUI's other mode caches the patched weights in 16 bits, twice the model's size, and cannot copy them back
         into FP8 ones.
@@ -119,7 +119,7 @@ class Float8Patcher(PatcherBase):
     def hook_mode(self, _mode: EnumHookMode) -> None: ...
 
     def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
-        """Restore FP8 weights whole: ComfyUI copies the codes into the patched tensor, whose scale would stay."""
+        """Restore FP8 weights whole: ComfyUI copies the codes into the patched tensor, which would keep its scale."""
         held = {key: backup for key, backup in self.hook_backup.items() if isinstance(backup[0], QuantizedTensor)}
         super().unpatch_hooks(whitelist_keys_set)
         for key in held.keys() - self.hook_backup.keys():
@@ -127,15 +127,15 @@ class Float8Patcher(PatcherBase):
             comfy.utils.set_attr_param(self.model, key, weight.to(device))
 
     def clone(self, *args: Any, **kwargs: Any) -> ModelPatcher:
-        """Clones stay of this kind, also where ComfyUI makes a plain ModelPatcher of a dynamic one."""
+        """Clones keep the mixin, even where ComfyUI turns a dynamic ModelPatcher into a plain one."""
         return _mixed(super().clone(*args, **kwargs), self.mixin)
 
 
 class ExactLora(Float8Patcher):
     """FP8 weights get an ExactPatch instead of being patched in place.
 
-    Merging models, whose "change" is another whole model, goes ComfyUI's way; and what Save nodes write has its LoRAs
-    merged and rounded to FP8 ComfyUI's way.
+    Model merges, whose "change" is a whole other model, are left to ComfyUI; and what Save nodes write has its LoRAs
+    merged and rounded to FP8 as in ComfyUI.
     """
 
     def patch_weight_to_device(  # type: ignore[override] # force_cast is not in every ComfyUI
@@ -146,7 +146,7 @@ class ExactLora(Float8Patcher):
         return_weight: bool = False,
         **rest: Any,
     ) -> torch.Tensor | None:
-        """Nothing for a weight that is patched at each call."""
+        """Does nothing for a weight that is patched at each call."""
         if not (return_weight or rest.get("force_cast")) and self._is_exact(key):
             return None
         return super().patch_weight_to_device(key, device_to, inplace_update, return_weight, **rest)
@@ -157,13 +157,13 @@ class ExactLora(Float8Patcher):
         self._attach()
 
     def partially_unload(self, *args: Any, **kwargs: Any) -> int:
-        """Unload some; ComfyUI appends its own patch to what it unloads, which must not come twice."""
+        """Offload some; ComfyUI appends its own patch to what it offloads, which must not be applied twice."""
         freed = super().partially_unload(*args, **kwargs)
         self._attach()
         return freed
 
     def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> None:
-        """Take the patches off, too, whichever clone has attached them."""
+        """Remove our patches too, whichever clone attached them."""
         if unpatch_weights:
             for module in self.model.modules():
                 if any(isinstance(function, ExactPatch) for function in weight_functions(module)):
@@ -171,7 +171,7 @@ class ExactLora(Float8Patcher):
         return super().unpatch_model(device_to, unpatch_weights)
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> StateDict:
-        """For Save nodes: resident weights with their LoRAs, rounded to FP8; others ComfyUI patches one by one."""
+        """For Save nodes: resident weights with their LoRAs, rounded to FP8; ComfyUI patches the others one by one."""
         held = {key: weight_of(self._module(key)) for key in self.patches if self._is_resident(key)}
         try:
             for key in held:
@@ -193,10 +193,10 @@ class ExactLora(Float8Patcher):
                 known = [ExactPatch(key, patches)]
                 count_as_loaded(self, known[0].move_to(self.load_device))
             set_weight_functions(module, [known[0], *_others(module)])
-            drop_lowvram_function(module)  # dynamic VRAM would round to FP8 behind it
+            drop_lowvram_function(module)  # dynamic VRAM would round to FP8 after it
 
     def _is_exact(self, key: str) -> bool:
-        """Whether ``key`` is an FP8 weight of ours whose patches are all changes of its own."""
+        """Whether ``key`` is an FP8 weight of ours, and none of its patches holds another model's weight."""
         patches = self.patches.get(key)
         if not patches or not key.endswith(WEIGHT) or any(_is_model(patch[1]) for patch in patches):
             return False
@@ -215,12 +215,12 @@ def _is_model(value: object) -> bool:
 
 
 def _others(module: torch.nn.Module) -> list[WeightFunction]:
-    """A layer's weight functions that are no LoRA."""
+    """A layer's weight functions that are not LoRAs."""
     return [f for f in weight_functions(module) if not isinstance(f, ExactPatch) and not is_lowvram_patch(f)]
 
 
 def with_lora_mode(patcher: ModelPatcher, mode: str) -> ModelPatcher:
-    """The same MODEL with LoRAs added as ``mode`` says, one of ``LORA_MODES``; so are those of its clones."""
+    """The same MODEL with LoRAs added as ``mode`` says, one of ``LORA_MODES``; its clones keep that."""
     return _mixed(patcher, ExactLora if mode == EXACT else Float8Patcher)
 
 

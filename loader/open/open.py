@@ -57,7 +57,7 @@ def open_checkpoint(
 
 
 def reload_checkpoint(path: str, opening: Opening, stamp: Stamp, disable_dynamic: bool = False) -> ModelPatcher:
-    """The MODEL of a checkpoint once more: ComfyUI asks for it for torch.compile, hooks and several GPUs."""
+    """Reload the MODEL of a checkpoint: ComfyUI asks for that for torch.compile, hooks and several GPUs."""
     stamp.require(Path(path))
     file = _prepared(Path(path), opening)
     model = comfy.sd.load_state_dict_guess_config(
@@ -81,7 +81,7 @@ def open_diffusion_model(path: Path, opening: Opening) -> ModelPatcher:
 
 
 def reload_diffusion_model(path: str, opening: Opening, stamp: Stamp, disable_dynamic: bool = False) -> ModelPatcher:
-    """The MODEL of a diffusion model file, as long as that is the file of ``stamp``."""
+    """The MODEL of a diffusion model file, which must still be the file of ``stamp``."""
     stamp.require(Path(path))
     file = _prepared(Path(path), opening)
     model = comfy.sd.load_diffusion_model_state_dict(
@@ -109,7 +109,7 @@ def _preferred(state: StateDict, prefix: str) -> torch.dtype:
 
 
 class Options(TypedDict):
-    """ComfyUI's model options, those that the loader sets."""
+    """The ComfyUI model options that the loader sets."""
 
     custom_operations: type[Float8Operations]
     dtype: torch.dtype
@@ -132,10 +132,10 @@ class _Prepared:
     options: Options
 
     def finished(
-        self, found: ModelPatcher | None, opening: Opening, again: tuple[Callable[..., ModelPatcher], Stamp]
+        self, opened: ModelPatcher | None, opening: Opening, again: tuple[Callable[..., ModelPatcher], Stamp]
     ) -> ModelPatcher:
-        """The opened MODEL with what its options ask for, able to be opened once more."""
-        model = self._checked(found)
+        """The opened MODEL with its options applied, and ready to be reloaded."""
+        model = self._checked(opened)
         reload, stamp = again
         reopened_by(model, reload, str(self.path), opening, stamp)
         if opening.dequantize_dtype != AUTO:
@@ -145,7 +145,7 @@ class _Prepared:
         return with_lora_mode(model, opening.lora)
 
     def _checked(self, model: ModelPatcher | None) -> ModelPatcher:
-        """The model, in which every scale must have arrived: a weight without its scale draws a black picture."""
+        """The model, once every scale is known to have arrived: a weight without its scale draws a black picture."""
         taken = self.options["custom_operations"].loaded.scaled
         if model is None or (not taken and self.scaled):
             raise FileError(
@@ -167,7 +167,7 @@ class _Prepared:
 
 def _prepared(path: Path, opening: Opening) -> _Prepared:
     with readable(path):
-        read_records(path)  # ComfyUI does not always notice what is wrong, the library believes any header
+        read_records(path)  # ComfyUI does not always notice faults, and the library trusts any header
         state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
     prefix = key_prefix(state)
     state = normalize_keys(state, prefix, path.name, metadata)

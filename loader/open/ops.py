@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Loaded:
-    """What the layers of a model have taken.
+    """What the layers of a model have loaded.
 
     Attributes:
-        scaled: prefixes of the layers that have taken a scale.
+        scaled: prefixes of the layers that have loaded a scale.
         float8: how many layers have an FP8 weight.
-        plain: how many have another, or none.
+        plain: how many have another weight, or none.
     """
 
     scaled: list[str] = field(default_factory=list)
@@ -44,14 +44,14 @@ class Float8Operations(Protocol):
 
 
 class Float8Weight(LayerBase):
-    """Mixed into Linear and Conv2d: an FP8 weight becomes a QuantizedTensor, any other goes the stock way.
+    """Mixed into Linear and Conv2d: an FP8 weight becomes a QuantizedTensor, any other loads the stock way.
 
     State-dict keys of a quantized layer X: ``X.weight`` float8_e4m3fn, ``X.weight_scale`` float32 (one
     element or one for each output channel; 1 if absent), ``X.input_scale`` float32 [] where inputs may be cast to FP8
     too, ``X.comfy_quant`` (ignored), ``X.bias``.
 
     Attributes:
-        dtype: what a quantized weight calls its dtype; each call dequantizes to the dtype of its input.
+        dtype: nominal dtype of a quantized weight; each call dequantizes to the dtype of its input.
         fast: multiply in FP8 where there is an input scale.
         loaded: shared by all layers of a model.
     """
@@ -121,7 +121,7 @@ class Float8Weight(LayerBase):
 
     @property
     def weight_scale(self) -> torch.Tensor:
-        """Of a quantized layer: merging nodes look up every key of the state dict as an attribute."""
+        """A quantized layer's scale: merging nodes look up every key of the state dict as an attribute."""
         if self.layout_type is None:
             raise AttributeError("weight_scale")
         return scale_of(self._quantized)
@@ -140,7 +140,7 @@ class Float8Weight(LayerBase):
             return super().forward(input, *args, **kwargs)
         comfy.ops.run_every_op()
         multiply = self._multiplies_float8()
-        dtype = self.weight.dtype if multiply else input.dtype  # its own dtype leaves the weight as it is
+        dtype = self.weight.dtype if multiply else input.dtype  # its own dtype leaves the weight quantized
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self, input, dtype=dtype, bias_dtype=input.dtype, offloadable=True, compute_dtype=input.dtype
         )
@@ -158,7 +158,7 @@ class Float8Weight(LayerBase):
         raise NotImplementedError
 
     def _multiplies_float8(self) -> bool:
-        """As ComfyUI decides: LoRAs, a compute dtype that was asked for, or channels' own scales want the long way."""
+        """Decided as in ComfyUI: LoRAs, a requested compute dtype or per-channel scales require dequantizing."""
         if not self.fast or self._input_scale is None or self.layout_type != LAYOUT:
             return False
         return not changes_at_calls(self) and not is_cast_forced(self)
@@ -213,7 +213,7 @@ def float8_operations(storage: torch.dtype, *, multiply: bool) -> type[Float8Ope
     """An operations class for ``model_options["custom_operations"]``. Its ``loaded``: see ``Float8Weight``.
 
     Args:
-        storage: of the layers that are not FP8.
+        storage: dtype of the layers that are not FP8.
         multiply: multiply in FP8 where the file has an input scale.
     """
     counts = Loaded()

@@ -1,4 +1,4 @@
-"""How to open a file, and which file that was."""
+"""How to open a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Opening:
     """How to open a file.
 
     Attributes:
-        lora: "exact" or "stock", see ``loader.lora``.
+        lora: "exact" or "stock", see ``lora``.
         dequantize_dtype: what FP8 weights become for each call and the model computes in: a key of ``DTYPES``, or
             "auto", ComfyUI's choice for the model and the device.
         fp8_matmul: multiply in FP8 where the device can and the file has an ``input_scale``.

@@ -28,7 +28,7 @@ SMALL_BYTES = 64 * 1024
 
 
 def verify_file(path: Path, plan: Plan, file_format: FileFormat) -> None:
-    """Raise FileError unless every layer of ``plan`` arrives as planned in the loader the format is meant for.
+    """Raise FileError unless every layer of ``plan`` loads as planned in the loader the format is meant for.
 
     V1 and comfy go through ComfyUI's stock detection, operations and load; V2 through HSWQ Loader's.
     No missing or unexpected key, no wrong shape, every scaled layer a quantized tensor with a finite scale.
@@ -51,7 +51,7 @@ def verify_file(path: Path, plan: Plan, file_format: FileFormat) -> None:
 
 
 def _skeleton(file: FileSource) -> StateDict:
-    """The file's tensors, the large ones without their data: detection goes by names, shapes and dtypes."""
+    """The file's tensors, large ones without their data: detection goes by names, shapes and dtypes."""
     return {
         key: file.read(key) if info.nbytes <= SMALL_BYTES else torch.empty(info.shape, dtype=info.dtype, device="meta")
         for key, info in file.entries.items()
