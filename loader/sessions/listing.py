@@ -1,4 +1,4 @@
-"""What is in the saved sessions, for the page's list of them."""
+"""What the saved sessions contain, for the page's list of them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from .store import path_of, sessions_folder
 UNREADABLE = "unreadable"
 UNUSABLE = "its name cannot be used"
 DEFAULT = "session_01"
-# Rows kept in memory; a row is small, reading a session of SDXL's 21 MB is not.
+# Rows cached: a row is small, while reading an SDXL session means 21 MB.
 CACHED = 1024
 
 Row = dict[str, Any]
 
 
 def saved_sessions() -> list[Row]:
-    """A row for each ``.pt`` of the sessions' folder, the last written first, and those with a problem last.
+    """A row for each ``.pt`` in the sessions' folder, most recently written first, those with a problem last.
 
-    Keys: "name"; "problem", None or why it cannot be used; and for a sound one "family", "model" (the same for the same
-    layers), "layers", "calls", "images", "states" (None: no such file, or an unreadable one), "updated" (seconds since
-    the epoch). Nothing else of the file system is told.
+    Keys: "name"; "problem", None or why it cannot be used; and for a usable one "family", "model" (the same for the
+    same layers), "layers", "calls", "images", "states" (None: no such file, or an unreadable one), "updated" (seconds
+    since the epoch). Nothing else about the file system is revealed.
     """
     folder = sessions_folder()
-    found = sorted(folder.glob("*.pt")) if folder.is_dir() else []
-    rows = [row for path in found if (row := _row(path)) is not None]
+    paths = sorted(folder.glob("*.pt")) if folder.is_dir() else []
+    rows = [row for path in paths if (row := _row(path)) is not None]
     return sorted(rows, key=lambda row: (row["problem"] is not None, -row.get("updated", 0.0)))
 
 
@@ -49,7 +49,7 @@ def next_free(name: str) -> str:
 
 
 def _row(path: Path) -> Row | None:
-    """None if the file has gone meanwhile."""
+    """None if the file has disappeared meanwhile."""
     try:
         stamp = Stamp.of(path)
         states = states_path(path)
@@ -60,11 +60,11 @@ def _row(path: Path) -> Row | None:
 
 @lru_cache(maxsize=CACHED)
 def _read(path: Path, _stamp: Stamp, states: Stamp | None) -> Row:
-    """The row of the file that has this stamp."""
+    """The row of the file with this stamp."""
     try:
         path_of(path.stem)
         row = _content(path, states is not None)
-        json.dumps(row, allow_nan=False)  # a damaged file may hold numbers that JSON has no words for
+        json.dumps(row, allow_nan=False)  # a damaged file may hold numbers that JSON cannot express
     except SettingError:
         return {"name": path.stem, "problem": UNUSABLE}
     except (HSWQError, ValueError):
@@ -75,7 +75,7 @@ def _read(path: Path, _stamp: Stamp, states: Stamp | None) -> Row:
 def _content(path: Path, has_states: bool) -> Row:
     data = read_pt(path)
     row: Row = {"name": path.stem, "problem": None, "states": _states(path) if has_states else None}
-    if is_predecessor(data):  # what is in it needs its model, and is checked when it is used
+    if is_predecessor(data):  # its contents need its model, and are checked on use
         layers = data.get("layers")
         known = {"family": "HSWQ port", "model": "", "layers": len(layers) if isinstance(layers, dict) else 0}
         return row | known | {"calls": None, "images": None, "updated": path.stat().st_mtime}

@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 
 def session_names(text: str) -> list[str]:
-    """The session names in ``text``, one a line, or several with commas between them.
+    """The session names in ``text``, one per line, or several separated by commas.
 
     Raises:
-        SettingError: fewer than two, one twice, or no plain name.
+        SettingError: fewer than two, one twice, or not a plain name.
     """
-    # A line that is a session's name as a whole may have commas in it.
+    # A line that as a whole is a session's name may contain commas.
     lines = [line.strip() for line in text.splitlines()]
     names = [name.strip() for line in lines for name in ([line] if _is_session(line) else line.split(","))]
     names = [name for name in names if name]
@@ -40,7 +40,7 @@ def session_names(text: str) -> list[str]:
 def merge_named(sessions: str, name: str) -> str:
     """Save the sum of ``sessions``, see ``session_names``, as the session ``name``; returns a report.
 
-    The same sum again under the same name is no error, and changes nothing.
+    Saving the same sum under the same name again is not an error, and changes nothing.
 
     Raises:
         SettingError: wrong names, or ``name`` is taken.
@@ -52,8 +52,8 @@ def merge_named(sessions: str, name: str) -> str:
         raise taken(target)
     merged = merge_files(paths)
     with alone(target):
-        said = _same(target, merged) or _save(target, merged)
-    report = f"{merged.report(name)}\n{said}"
+        outcome = _same(target, merged) or _save(target, merged)
+    report = f"{merged.report(name)}\n{outcome}"
     log.info("HSWQ: %s", report.replace("\n", "; "))
     return report
 
@@ -66,7 +66,7 @@ def _is_session(line: str) -> bool:
 
 
 def _same(target: Path, merged: Merged) -> str:
-    """What to say if ``merged`` is saved as ``target`` already; "" if nothing is there."""
+    """What to report if ``merged`` is already saved as ``target``; "" if nothing is there."""
     if not target.exists():
         return ""
     if not equal(load_session(target), merged.session):

@@ -43,8 +43,8 @@ def open_session(path: Path, info: ModelInfo) -> Session:
 
 
 def new_session(info: ModelInfo) -> Session:
-    """A session in which nothing was seen yet."""
-    # The zeros are shared: merging replaces tensors and never changes them.
+    """A session that has seen nothing yet."""
+    # The zeros are shared: merging replaces tensors and never changes them in place.
     return Session(info.family.name, info.fingerprint, {name: copy.copy(stats) for name, stats in info.empty.items()})
 
 
@@ -58,7 +58,7 @@ def add_to_session(path: Path, part: Session, info: ModelInfo, patience: float =
         The whole session as saved.
 
     Raises:
-        SessionError: the file there is damaged or of another model, or another process does not let go of it.
+        SessionError: the file there is damaged or of another model, or another process keeps it locked.
         FileError: it cannot be written.
     """
     with alone(path, patience):
@@ -74,7 +74,7 @@ def add_to_session(path: Path, part: Session, info: ModelInfo, patience: float =
 
 
 def add_states(session: Path, part: Sample, info: ModelInfo, patience: float = PATIENCE) -> Sample:
-    """Merge ``part`` into the states of the session at ``session`` and save them; else as ``add_to_session``.
+    """Merge ``part`` into the states of the session at ``session`` and save them; otherwise as ``add_to_session``.
 
     Returns:
         All states as saved.
