@@ -1,1 +1,1 @@
-"""A MODEL run again on recorded calls, from wherever a call can be resumed."""
+"""A MODEL run again on recorded calls, which are resumed midway where possible."""

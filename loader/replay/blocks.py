@@ -1,5 +1,5 @@
-"""Blocks: whatever modules a model calls first on its way to its layers - a residual block of a UNet, a transformer
-block, a single Linear - and what they give, to be given again.
+"""Blocks: the outermost modules of a model that are layers or contain some - a residual block of a UNet, a transformer
+block, a single Linear - and their outputs, to be returned again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 
 def holding(root: torch.nn.Module, layers: Iterable[str]) -> dict[str, torch.nn.Module]:
-    """The modules below ``root`` that are layers or hold some, by name."""
+    """The modules below ``root`` that are layers or contain some, by name."""
     parts = (name.split(".") for name in layers)
     names = {".".join(each[:end]) for each in parts for end in range(1, len(each) + 1)}
     return {name: module for name, module in root.named_modules() if name in names}
@@ -25,7 +25,7 @@ def is_in(layer: str, block: str) -> bool:
 
 @contextmanager
 def answering(module: torch.nn.Module, answer: Callable[[], object]) -> Iterator[None]:
-    """``module`` gives what ``answer`` makes, whatever its arguments, instead of running."""
+    """``module`` returns ``answer()`` instead of running, whatever its arguments."""
     own = module.__dict__.get("forward")
     module.forward = lambda *_args, **_kwargs: answer()
     try:
@@ -46,7 +46,7 @@ def tensors_in(tree: object) -> Iterator[torch.Tensor]:
 
 
 def mapped(make: Callable[[Any], object], tree: object, leaf: type | tuple[type, ...] = torch.Tensor) -> object:
-    """The same tuples and lists with ``make(item)`` for each item of type ``leaf``, all else as it is."""
+    """The same tuples and lists with ``make(item)`` for each item of type ``leaf``, all else unchanged."""
     if isinstance(tree, leaf):
         return make(tree)
     if isinstance(tree, (tuple, list)):

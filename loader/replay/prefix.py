@@ -1,6 +1,6 @@
-"""Blocks that run before a changed layer cannot have changed: they answer with what they gave before.
+"""Blocks that run before a changed layer cannot have changed: they return cached outputs.
 
-Probing changes one layer at a time; on the average half of a call goes by before it comes.
+Probing changes one layer at a time; on average half of a call runs before that layer.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of the free memory that the answers may take.
+# Share of the free memory for cached outputs.
 MEMORY_SHARE = 0.2
-# Squared relative change of the output that is none: what a GPU does in another order.
+# Up to this squared relative change outputs count as the same: a GPU's order of operations varies.
 SAME = 1e-10
 
 
 @dataclass
 class _Recorder:
-    """What the outermost modules gave, call by call.
+    """Outputs of the outermost modules, call by call.
 
     Attributes:
-        limit: bytes that the answers of the first batch may take; blocks behind that are not kept.
-        given: {block: its outputs, one a batch}, in order of call.
-        order: blocks of each batch, in order of call.
+        limit: bytes that the outputs of the first batch may take; blocks beyond that are not cached.
+        given: {block: its outputs, one per batch}, in call order.
+        order: blocks of each batch, in call order.
     """
 
     limit: float
@@ -65,14 +65,14 @@ class _Recorder:
 
 
 class Prefix:
-    """A replay's blocks, and what they gave in the reference run.
+    """A replay's blocks, and their outputs in the reference run.
 
     Args:
         replay: of states; its model is loaded.
 
     Attributes:
         reference: the outputs of that run.
-        blocks: those that can answer, in order of call; none where answering does not give the same outputs.
+        blocks: those with cached outputs, in call order; none if using these changes the model's output.
     """
 
     def __init__(self, replay: Replay) -> None:
@@ -89,7 +89,7 @@ class Prefix:
             self.blocks = []
 
     def change(self, name: str, made: Delta) -> float:
-        """``Replay.change`` with the layer ``name`` alone changed."""
+        """``Replay.change`` with only the layer ``name`` changed."""
         with self._answering(self._before(name)):
             return self.replay.change(self.reference, {name: lambda: made})
 
@@ -103,18 +103,18 @@ class Prefix:
         return self.replay.call(batch)
 
     def _before(self, layer: str) -> list[str]:
-        """Of the blocks called before the layer's own those that can answer."""
+        """The blocks with cached outputs that are called before the layer's own."""
         order = self._record.order[0]
         own = next((i for i, block in enumerate(order) if is_in(layer, block)), 0)
         return self.blocks[:own]
 
     def _regular(self) -> bool:
-        """Each block once a call, in the same order in every call."""
+        """Whether every call runs each block once, in the same order."""
         first = self._record.order[0] if self._record.order else []
         return len(set(first)) == len(first) and all(order == first for order in self._record.order)
 
     def _faithful(self) -> bool:
-        """Nothing else than blocks' outputs goes on: with any number of them answering, the outputs are the same."""
+        """Whether blocks pass on only their outputs: with half or all of these cached, the model's stay the same."""
         for count in (len(self.blocks) // 2, len(self.blocks)):
             with self._answering(self.blocks[:count]):
                 pairs = zip(self.replay.run(), self.reference, strict=True)
@@ -131,6 +131,6 @@ class Prefix:
 
 
 def _in_turn(outputs: list[object]) -> Callable[[], object]:
-    """These outputs, one a call, each a copy: what comes behind a block may change its output in place."""
-    left = iter(outputs)
-    return lambda: mapped(torch.clone, next(left))
+    """These outputs, one per call, each a copy: what follows a block may change its output in place."""
+    remaining = iter(outputs)
+    return lambda: mapped(torch.clone, next(remaining))

@@ -1,10 +1,10 @@
-"""Calls taken up where they were left: each group of layers is watched from the block on that the last one ended in.
+"""Calls resumed where they stopped: watching a group of layers begins at the block in which the last group ended.
 
-Without that every call would run all blocks before a group once more, half of a call on average, and a large model has
-dozens of groups. Kept of a call are the arguments of that block, and of the blocks before it what the model's own code
-still holds by then, such as a UNet's skips, and what is small, such as embeddings: that is what can be of use behind
-it. All other blocks before it answer with NaN. Whether that holds for a model is checked each time: one call runs in
-full as well, and must show the layers the same inputs; else all calls run from their beginning.
+Otherwise every call would run all blocks before a group again, half of a call on average, and a large model has dozens
+of groups. For each call, the arguments of that block are kept, and of the outputs of earlier blocks those that the
+model's own code still holds by then, such as a UNet's skips, and small ones, such as embeddings: only these can matter
+later on. All other earlier outputs are replaced by NaN. Whether that holds for a model is checked each time: one call
+also runs in full and must show the layers the same inputs; if not, all calls run from the start.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 
 # Of the free RAM that is kept between groups; calls beyond it run from their beginning.
 MEMORY_SHARE = 0.2
-# Bytes of a block's output that are kept in any case: the model may have made something else of it, and dropped it.
+# Output tensors of up to this many bytes are always kept: the model may have dropped one after deriving another.
 SMALL = 2**20
-# Relative difference of sums and norms of inputs that is none: what a GPU does in another order.
+# Up to this relative difference sums and norms of inputs count as the same: a GPU's order of operations varies.
 SAME = 1e-3
 
 See = Mapping[str, Callable[[torch.Tensor], None]]
@@ -47,7 +47,7 @@ Shown = dict[str, list[torch.Tensor]]
 
 @dataclass(frozen=True)
 class _Gone:
-    """A tensor nobody will look at."""
+    """A tensor nobody will read."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -55,10 +55,10 @@ class _Gone:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a call needs to go on.
+    """What a call needs to resume.
 
     Attributes:
-        front: the block to go on from; "": the call begins at its beginning.
+        front: the block to resume at; "": the call runs from the start.
         given: that block's arguments by position or name, tensors on the CPU.
         answers: {block before it: its output, tensors on the CPU or ``_Gone``}.
     """
@@ -69,7 +69,7 @@ class _Kept:
 
     @property
     def nbytes(self) -> int:
-        """Of the tensors."""
+        """Size of the tensors."""
         return sum(tensor.nbytes for tensor in tensors_in([*self.given.values(), *self.answers.values()]))
 
 
@@ -77,7 +77,7 @@ BEGINNING = _Kept()
 
 
 class Relay(Replay):
-    """A replay whose ``watch`` goes on where it stopped; for layers before that, from the beginning again."""
+    """A replay whose ``watch`` resumes where it stopped; for layers before that, it starts over."""
 
     @classmethod
     def of(cls, replay: Replay) -> Relay:
@@ -89,9 +89,9 @@ class Relay(Replay):
         self._blocks = holding(self.model.model.diffusion_model, self.modules)
         self._limit = MEMORY_SHARE * free_bytes(CPU)
         self._kept = [BEGINNING] * len(self.batches)
-        # One call alone would be run twice.
+        # A single call would run twice.
         self._works = len(self.batches) > 1
-        # The smallest call shows whether it does.
+        # The smallest call is the one to check that with.
         self._judge = min(range(len(self.batches)), key=lambda i: len(self.batches[i]))
 
     def watch(self, see: See, *, last: str | None = None) -> None:
@@ -115,14 +115,14 @@ class Relay(Replay):
         return call
 
     def _judged(self, see: See, last: str) -> str:
-        """One call in full, and as the others will be; the block that the layer ``last`` is in, "" if they differ."""
+        """Run one call both in full and resumed; returns the block that holds layer ``last``, "" if they differ."""
         batch, kept = self.batches[self._judge], self._kept[self._judge]
         whole: Shown = {}
         short: Shown = {}
         full = self._watched(batch, BEGINNING, "", _noting(whole, see), last)
-        going_on = self._watched(batch, kept, full.inside, _noting(short, dict.fromkeys(see, _ignored)), last)
-        self._kept[self._judge] = going_on.kept
-        self._works = full.regular and going_on.kept is not BEGINNING and _alike(whole, short)
+        resumed = self._watched(batch, kept, full.inside, _noting(short, dict.fromkeys(see, _ignored)), last)
+        self._kept[self._judge] = resumed.kept
+        self._works = full.regular and resumed.kept is not BEGINNING and _alike(whole, short)
         if self._works:
             return full.inside
         log.info("HSWQ: blocks of this model cannot be skipped; watching takes longer.")
@@ -131,29 +131,29 @@ class Relay(Replay):
 
 
 class _Call:
-    """One call of the model on its way from block to block.
+    """One call of the model, followed from block to block.
 
     Args:
-        kept: where it goes on from.
-        front: what it needs to go on from this block is kept next; "": nothing is.
+        kept: where it resumes.
+        front: the block for which to keep what resuming there needs; "": keep nothing.
         device: where the model computes.
 
     Attributes:
-        kept: that; ``BEGINNING`` if the block has not been met.
-        inside: the block that runs.
-        regular: no block ran twice.
+        kept: what was kept; ``BEGINNING`` if the block was not reached.
+        inside: the block now running.
+        regular: whether no block ran twice.
     """
 
     def __init__(self, kept: _Kept, front: str, device: torch.device) -> None:
         self._from, self._front, self._device = kept, front, device
         self.kept, self.inside, self.regular = BEGINNING, "", True
         self._depth = 0
-        # Of each block that ran: its output, each tensor as (weak reference, what is kept in any case).
+        # {block that ran: its output, each tensor as a ``_Seen``}.
         self._outputs: dict[str, object] = {}
 
     @contextmanager
     def followed(self, blocks: Mapping[str, torch.nn.Module]) -> Iterator[None]:
-        """Blocks before the one to go on from answer, all are followed."""
+        """Follow all blocks; those before the one to resume at return what was kept."""
         with ExitStack() as stack:
             for name, answer in self._from.answers.items():
                 stack.enter_context(answering(blocks[name], partial(self._answer, answer)))
@@ -192,7 +192,7 @@ class _Call:
         return mapped(partial(_back, device=self._device), kept, (torch.Tensor, _Gone))
 
     def _put(self, value: object, kept: object) -> object:
-        """An argument with the tensors that are kept of it; what is no tensor is this call's own."""
+        """An argument with its tensors replaced by the kept ones; the rest is this call's own."""
         if isinstance(value, torch.Tensor) and isinstance(kept, torch.Tensor):
             return _back(kept, self._device)
         if isinstance(value, (tuple, list)) and isinstance(kept, (tuple, list)) and len(value) == len(kept):
@@ -201,25 +201,25 @@ class _Call:
 
 
 class _Seen:
-    """A tensor that a block gave: looked at again later, if it is still there."""
+    """A tensor that a block returned: read again later, if it is still alive."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._there = weakref.ref(tensor)
         self._small = _to_cpu(tensor) if tensor.nbytes <= SMALL else _Gone(tensor.shape, tensor.dtype)
 
     def now(self) -> torch.Tensor | _Gone:
-        """As it is now; as it was if it is small; else gone."""
+        """The tensor as it is now; if it has died, as it was if small, else ``_Gone``."""
         tensor = self._there()
         return self._small if tensor is None else _to_cpu(tensor)
 
 
 def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy: the model may change its tensors in place."""
+    """A copy, since the model may change its tensors in place."""
     return tensor.detach().to(CPU, copy=True)
 
 
 def _back(kept: torch.Tensor | _Gone, device: torch.device) -> torch.Tensor:
-    """A copy of what is kept; of what is gone, NaN."""
+    """A copy of what was kept; NaN, or 0 for integers, in place of what is gone."""
     if isinstance(kept, torch.Tensor):
         return kept.to(device, copy=True)
     return torch.full(kept.shape, torch.nan if kept.dtype.is_floating_point else 0, dtype=kept.dtype, device=device)
@@ -230,7 +230,7 @@ def _ignored(_x: torch.Tensor) -> None:
 
 
 def _noting(shown: Shown, see: See) -> See:
-    """``see``, with norm and scaled sum of each input noted."""
+    """``see``, recording norm and scaled sum of each input."""
 
     def noted(name: str) -> Callable[[torch.Tensor], None]:
         def note(x: torch.Tensor) -> None:
@@ -244,7 +244,7 @@ def _noting(shown: Shown, see: See) -> See:
 
 
 def _alike(a: Shown, b: Shown) -> bool:
-    """Whether two calls have shown the same layers the same inputs; NaN is never the same."""
+    """Whether two calls showed the same layers the same inputs; NaN never equals anything."""
     if {name: len(shown) for name, shown in a.items()} != {name: len(shown) for name, shown in b.items()}:
         return False
     pairs = ((x, y) for name in a for x, y in zip(a[name], b[name], strict=True))

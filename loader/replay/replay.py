@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Latent elements that run as one batch: one picture of 1024 x 1024 with 16 channels. Guess.
 BATCH_ELEMENTS = 2**18
-# Tensors that are not a picture's own and are the same for every call of a schedule.
+# Tensors that do not belong to one picture and are the same for every call of a schedule.
 _SHARED = (SCHEDULE,)
 
 
@@ -38,7 +38,7 @@ class Delta:
     Attributes:
         weight: Ŵ - W.
         bias: the corrected bias minus the bias.
-        rounded, cast: of a Linear that multiplies in 8 bits, Ŵ and what becomes of its inputs.
+        rounded, cast: for a Linear that multiplies in 8 bits, Ŵ and the cast of its inputs.
     """
 
     weight: torch.Tensor
@@ -72,12 +72,12 @@ class Replay:
 
     @contextmanager
     def loaded(self, room: float = 0.0) -> Iterator[None]:
-        """The model where ComfyUI wants it for sampling, for as long as the context lasts.
+        """The model loaded as ComfyUI wants it for sampling, while the context lasts.
 
-        Cancel is answered at each layer: one call of a large model may take a minute.
+        Cancel is checked at each layer: one call of a large model may take a minute.
 
         Args:
-            room: bytes of the device to leave free beside what calls need; a model that does not fit is streamed.
+            room: bytes of the device to leave free besides what calls need; a model that does not fit is streamed.
         """
         comfy.model_management.load_models_gpu([self.model], memory_required=room)
         self.model.pre_run()
@@ -92,17 +92,17 @@ class Replay:
         return [self.call(batch) for batch in self.batches]
 
     def change(self, reference: list[Output], deltas: Mapping[str, Callable[[], Delta]]) -> float:
-        """Mean over states of ||found - wanted||² / ||x - wanted||² with these layers rounded.
+        """Mean over states of ||got - wanted||² / ||x - wanted||² with these layers rounded.
 
-        deltas: made when their layer runs and dropped behind it, so that a whole model's never are in memory.
+        deltas: made when their layer runs and dropped right after, so that memory never holds a whole model's.
         """
         with self.rounded(deltas):
-            parts = [relative_change(found, wanted) for found, wanted in zip(self.run(), reference, strict=True)]
+            parts = [relative_change(got, wanted) for got, wanted in zip(self.run(), reference, strict=True)]
         return float(torch.cat(parts).mean())
 
     @contextmanager
     def rounded(self, deltas: Mapping[str, Callable[[], Delta]]) -> Iterator[None]:
-        """The layers in ``deltas`` give what their rounded weights would give."""
+        """The layers in ``deltas`` return what their rounded weights would."""
         with hooked(self.modules[name].register_forward_hook(_adding(make)) for name, make in deltas.items()):
             yield
 
@@ -110,7 +110,7 @@ class Replay:
         """Every state once; ``see[name]`` is called with each input of layer ``name``.
 
         Args:
-            last: a call is given up behind this layer; None: behind the last one of all.
+            last: the layer at which calls are aborted; None: they run in full.
         """
         for batch in self.batches:
             self.watch_call(batch, see, last)
@@ -144,7 +144,7 @@ class Replay:
 
 
 class _SeenAllError(Exception):
-    """The rest of a call is of no interest."""
+    """Aborts a call whose rest is not needed."""
 
 
 def _cancelling(_module: torch.nn.Module, _args: object) -> None:
@@ -153,16 +153,16 @@ def _cancelling(_module: torch.nn.Module, _args: object) -> None:
 
 @contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Hooks, removed again; handles made while the context opens."""
+    """Hooks that are removed on exit; ``handles`` may register them as it is iterated."""
     with ExitStack() as stack:
         for handle in handles:
             stack.callback(handle.remove)
         yield
 
 
-def relative_change(found: Output, wanted: Output) -> torch.Tensor:
+def relative_change(got: Output, wanted: Output) -> torch.Tensor:
     """[n] squared change of each state's output, relative to what the call removed."""
-    change = (found.denoised - wanted.denoised).float().square().flatten(1).sum(1)
+    change = (got.denoised - wanted.denoised).float().square().flatten(1).sum(1)
     removed = (wanted.x - wanted.denoised).float().square().flatten(1).sum(1)
     return (change / removed.clamp(min=torch.finfo(torch.float32).tiny)).cpu()
 
@@ -181,7 +181,7 @@ def _adding(make: Callable[[], Delta]) -> Callable[..., torch.Tensor]:
 
 
 def _batched(states: Sequence[State]) -> Iterator[list[State]]:
-    """Runs of states that one call can hold: same names, shapes and constants, not too large together."""
+    """Batches of states that fit one call: same names, shapes and constants, not too large together."""
     for _, alike in itertools.groupby(sorted(states, key=_likeness), key=_likeness):
         group = list(alike)
         size = max(1, BATCH_ELEMENTS // group[0].tensors["x"].numel())

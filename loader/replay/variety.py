@@ -1,13 +1,13 @@
-"""More prompts than the session has: states met while drawing with conditioning that is disguised at random.
+"""More prompts than the session has: states seen while drawing with randomly disguised conditioning.
 
-A session of one picture shows each layer one prompt: rounding fits itself to it, and probing on the same prompt does
-not notice. Flipping the sign of random channels keeps every channel's size and takes away what the prompt's channels
-have in common; from pure noise the model then draws something else. Shuffling the tokens fills positions that the
-prompt leaves empty. Each step gets a prompt of its own, since layers that see only text see one input a prompt.
+A session of one picture shows each layer one prompt: rounding overfits to it, and probing on the same prompt does not
+notice. Flipping the signs of random channels keeps each channel's magnitude and removes what the prompt's channels have
+in common; from pure noise the model then draws something else. Shuffling the tokens fills positions that the prompt
+leaves empty. Each step gets a different prompt, since layers that see only text see one input per prompt.
 
 Measured on the reference models rounded by one picture, +3 %. Flux: 49.2 dB; with eight seeds of the same prompt 48.9;
 with its channels permuted 52.9, with noise added to them 50.9 to 51.6, with their signs flipped 53.5. Z-Image: with
-signs flipped 53.5, tokens shuffled too 53.8, another prompt a step 53.9, both 54.9; of more pictures no more.
+signs flipped 53.5, tokens shuffled too 53.8, another prompt per step 53.9, both 54.9; more pictures gain nothing.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from ..comfyui.types import ModelPatcher
 
 PICTURES, STEPS = 12, 8
-# Fewer channels are no embedding (a guidance scale, a size).
+# With fewer channels it is not an embedding (but a guidance scale, a size).
 LEAST_CHANNELS = 64
 
 
 def varied(model: ModelPatcher, states: list[State], progress: Progress) -> list[list[State]]:
-    """For each of ``PICTURES`` pictures the states met while drawing it.
+    """The states seen while drawing, for each of ``PICTURES`` pictures.
 
-    A run of fewer than ``STEPS`` steps is repeated in as many; what ends in NaN is left out, and states without a
-    schedule give nothing.
+    A run of fewer than ``STEPS`` steps is redrawn in as many as it had; pictures that end in NaN are left out, and
+    states without a schedule give none.
 
     Args:
         model: a ModelPatcher, loaded.
@@ -43,16 +43,16 @@ def varied(model: ModelPatcher, states: list[State], progress: Progress) -> list
     if not known:
         return []
     bases, rng = list(known.values()), torch.Generator().manual_seed(0)
-    met = [_begun(model, bases[i % len(bases)], i, rng) for i in range(PICTURES)]
-    pictures: list[list[State]] = [[] for _ in met]
+    current = [_begun(model, bases[i % len(bases)], i, rng) for i in range(PICTURES)]
+    pictures: list[list[State]] = [[] for _ in current]
     for step in range(STEPS):
         progress(Step("Drawing", "pictures of other prompts"), step, STEPS)
-        replay = Replay(model, [state for state in met if step < _steps(state)])
-        met = []
+        replay = Replay(model, [state for state in current if step < _steps(state)])
+        current = []
         for batch, out in zip(replay.batches, replay.run(), strict=True):
             for state in batch:
                 pictures[int(state.key)].append(state)
-            met += _moved(batch, out, step, rng)
+            current += _moved(batch, out, step, rng)
     return [picture for picture in pictures if all(state.tensors["x"].isfinite().all() for state in picture)]
 
 
@@ -71,7 +71,7 @@ def _disguised(state: State, rng: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 def _shuffled(tensor: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """An embedding, [1, C] or [1, tokens, C], as said above; anything else as it is."""
+    """An embedding, [1, C] or [1, tokens, C], disguised as above; anything else unchanged."""
     if not (tensor.is_floating_point() and tensor.dim() in (2, 3) and tensor.shape[-1] >= LEAST_CHANNELS):
         return tensor
     signs = torch.randint(0, 2, tensor.shape[-1:], generator=rng) * 2 - 1
@@ -84,13 +84,13 @@ def _steps(state: State) -> int:
 
 
 def _sigma(state: State, step: int) -> torch.Tensor:
-    """[1]: of step ``step`` when few steps take the place of the schedule's."""
+    """[1]: sigma of step ``step`` when few steps replace the schedule's."""
     schedule = state.tensors[SCHEDULE]
     return schedule[round(step * (len(schedule) - 1) / _steps(state))].reshape(1).to(state.tensors["sigma"].dtype)
 
 
 def _moved(batch: list[State], out: Output, step: int, rng: torch.Generator) -> list[State]:
-    """Euler's step, and another disguise for the next."""
+    """One Euler step, and another disguise for the next."""
     moved = []
     for i, state in enumerate(batch):
         x, denoised = state.tensors["x"], out.denoised[i : i + 1].to("cpu", state.tensors["x"].dtype)
