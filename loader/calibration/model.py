@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 # Arguments of ``apply_model`` after x and sigma, as ComfyUI hands them to its wrappers.
 _ARGUMENTS = ("c_concat", "c_crossattn", "control", "transformer_options")
-# What of transformer_options belongs to a call; the rest are patches, which the MODEL brings along.
+# The transformer_options that belong to a call; the rest are patches, which come with the MODEL.
 _OPTIONS = (SCHEDULE,)
-# Between two reports within a run, at least; calls may follow each other within milliseconds.
+# Least time between two reports within a run; calls may follow each other within milliseconds.
 REPORT_SECONDS = 1.0
 
 
@@ -42,11 +42,11 @@ class Calibrator:
     """One session being filled by one MODEL.
 
     Args:
-        record: of the session and the model the node got.
+        record: for the session and the node's model.
         save_every: model calls between saves within a run; the end of a run always saves.
-        measure_every: one model call in so many is measured, see ``thinning``; all are offered to the sample.
+        measure_every: every n-th model call on average is measured, see ``is_measured``; the sample is offered all.
         sample: empty, for the model calls to keep.
-        report: told one line when a run begins, once a second while it lasts, and after each save.
+        report: called with one line when a run begins, once a second while it lasts, and after each save.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Calibrator:
 
     def apply_model(self, executor: ModelExecutor, *args: object, **kwargs: object) -> object:
         """APPLY_MODEL wrapper: one call of the diffusion model."""
-        if not self._running:  # a guider may run this model outside of its own sampling run
+        if not self._running:  # a guider may run this model outside its own sampling run
             return executor(*args, **kwargs)
         with self._lock:
             diffusion_model = executor.class_obj.diffusion_model
@@ -108,7 +108,7 @@ class Calibrator:
         return output
 
     def _offer(self, arguments: dict[str, Any]) -> None:
-        """Each picture's share of the call may become a state."""
+        """Offer each picture's part of the call to the sample."""
         for row in range(len(arguments["x"])):
             self._sample.offer(partial(capture, arguments, row, whole=frozenset(_OPTIONS)))
 
@@ -128,7 +128,7 @@ class Calibrator:
         self._drain()
         self._hooks.clear()
         part = self._record.part
-        if self._calls_in_run:  # a save may just have taken them out of the part
+        if self._calls_in_run:  # not part.calls: a save may just have emptied the part
             self._calls_in_run = 0
             part.images += images
             part.steps[steps] = part.steps.get(steps, 0) + 1
@@ -152,7 +152,7 @@ class Calibrator:
         self.report(self._record.status())
 
     def _add_states(self, patience: float) -> None:
-        """Merge into the file beside; in a long session most saves have no new state, and leave it alone."""
+        """Merge into the states file; in a long session most saves have no new state, and leave it alone."""
         if self._sample.states:
             kept = add_states(self._record.path, self._sample, self._record.info, patience)
             self._sample = self._sample.emptied(kept.ceiling)
@@ -167,7 +167,7 @@ def call_arguments(args: tuple[object, ...], kwargs: dict[str, Any]) -> dict[str
 
 
 def wrapper_key(path: Path) -> str:
-    """Under which a MODEL carries the calibrator of the session at ``path``."""
+    """Key under which a MODEL carries the calibrator of the session at ``path``."""
     return f"hswq:{path}"
 
 
@@ -203,11 +203,11 @@ def calibrated(
     info = inspect_model(model)
     require_writable(path.parent)
     record = Recorder(path, info)
-    # The same runs keep the same calls: which ones is random, but not by the clock.
+    # Reproducible: the same runs keep the same random calls, whatever the time.
     rng = random.Random(f"{path.stem} {record.calls}")  # noqa: S311 - a sample, no secret
     calibrator = Calibrator(record, save_every, measure_every, Sample(states, rng=rng), report)
     clone = model.clone()
-    key = wrapper_key(path)  # two nodes of one session in series record once, of two sessions both record
+    key = wrapper_key(path)  # two chained nodes record once if of one session, both if of two
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, calibrator.outer_sample)
@@ -220,7 +220,7 @@ def require_recorded(model: ModelPatcher, path: Path) -> None:
 
     Args:
         model: the MODEL at the Converter.
-        path: of the session; a file that is there, whoever made it, is enough.
+        path: of the session; an existing file is enough, whoever wrote it.
     """
     if not path.exists() and model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}).get(wrapper_key(path)):
         raise SessionError(

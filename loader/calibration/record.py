@@ -1,4 +1,4 @@
-"""What calibration writes down: hooks that feed observers, and a session's part in memory, merged into its file."""
+"""What calibration records: hooks that feed observers, and a session's part in memory, merged into its file."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class HookSet:
-    """Hooks on layers, {name: module}, feeding one observer a layer.
+    """Hooks on layers, {name: module}, feeding one observer per layer.
 
     Attributes:
-        watching: whether they do; a call that is not measured passes them by.
+        watching: whether they do so; off for calls that are not measured.
     """
 
     def __init__(self, modules: Mapping[str, torch.nn.Module]) -> None:
@@ -49,7 +49,7 @@ class HookSet:
         self._last.clear()
 
     def remove(self) -> None:
-        """Take every hook off again."""
+        """Remove all hooks."""
         self.end_call()
         while self._handles:
             self._handles.pop().remove()
@@ -70,9 +70,9 @@ class HookSet:
 
 
 class Recorder:
-    """What was seen since the last save: a part session of its own, which saving merges into the file.
+    """What was seen since the last save: a partial session, which saving merges into the file.
 
-    So restarts, dropped node caches and several processes all add up.
+    That way restarts, dropped node caches and several processes all add up.
 
     Args:
         path: the session's file, if there is one yet.
@@ -81,7 +81,7 @@ class Recorder:
     Attributes:
         part: what was seen since the last save.
         calls: how many the file has.
-        saved: when it was written last, seconds since the epoch; None: there is none yet.
+        saved: when it was last written, seconds since the epoch; None: there is none yet.
 
     Raises:
         SessionError: the file is damaged, or of another model.
@@ -90,23 +90,23 @@ class Recorder:
     def __init__(self, path: Path, info: ModelInfo) -> None:
         self.path, self.info = path, info
         self.part = new_session(info)
-        found = open_session(path, info) if path.exists() else None
-        self.calls = found.calls if found else 0
-        self.saved: float | None = found.updated if found else None
+        existing = open_session(path, info) if path.exists() else None
+        self.calls = existing.calls if existing else 0
+        self.saved: float | None = existing.updated if existing else None
         self._failed = False
 
     @property
     def all_calls(self) -> int:
-        """Those of the file, and those that are not saved yet."""
+        """Calls in the file, and those not saved yet."""
         return self.calls + self.part.calls
 
     def drain(self, hooks: HookSet) -> None:
-        """Take over what the observers have summed up."""
+        """Merge in what the observers have summed up."""
         for name, observer in hooks.observers.items():
             self.part.layers[name].merge(observer.drain())
 
     def refuse_bad(self) -> bool:
-        """Whether a NaN or infinity was seen: then all since the last save is forgotten, and the log says so."""
+        """Whether a NaN or infinity was seen: if so, all since the last save is discarded, and the log says so."""
         bad = [name for name, stats in self.part.layers.items() if not stats.is_finite()]
         if bad:
             log.error(
@@ -121,11 +121,11 @@ class Recorder:
     def save(self, rest: Callable[[], None] = lambda: None, patience: float = PATIENCE) -> None:
         """Merge into the file.
 
-        A failure is logged and tried again with the next save: it must not end the generation that is running,
-        and the statistics stay in memory.
+        A failure is logged and retried with the next save: it must not end the running generation, and the
+        statistics stay in memory.
 
         Args:
-            rest: saved after it, under the same rule.
+            rest: called after it, under the same rule.
             patience: seconds to wait while another process saves the same session.
         """
         if not self.part.calls and not self.part.images:
@@ -143,7 +143,7 @@ class Recorder:
         self._failed = False
 
     def status(self, name: str = "") -> str:
-        """Status line: "SDXL · 794 layers · 312 calls · saved 14:02"; calls that are unsaved count too.
+        """Status line: "SDXL · 794 layers · 312 calls · saved 14:02"; unsaved calls count too.
 
         Args:
             name: what to call the model, if not by its family.

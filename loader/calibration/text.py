@@ -1,4 +1,4 @@
-"""Observation of text encoders while they encode prompts: a session of its own for each encoder of a CLIP."""
+"""Observation of text encoders while they encode prompts: one session for each encoder of a CLIP."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from ..comfyui.types import CLIP
 
 ENCODE = "encode_token_weights"
-# ComfyUI makes it where a file has none.
+# ComfyUI creates it where a file has none.
 NOT_IN_EVERY_FILE = "text_projection"
 
 
 class TextCalibrator:
-    """What takes the place of a CLIP's ``encode_token_weights``, and records what its layers see.
+    """Replaces a CLIP's ``encode_token_weights``, and records what its layers see.
 
     Args:
-        inner: what is called to encode.
-        path: the MODEL's session; an encoder's lies beside it, see ``encoder_path``.
+        inner: called to encode.
+        path: the MODEL's session; an encoder's is beside it, see ``encoder_path``.
         encoders: {name: (its layers, their identity)}.
-        report: told one line after each save.
+        report: called with one line after each save.
 
     Raises:
-        SessionError: the session of an encoder is damaged, or of another one.
+        SessionError: the session of an encoder is damaged, or of another encoder.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TextCalibrator:
         return encoded
 
     def _close(self, name: str, hooks: HookSet) -> None:
-        """One prompt more; an encoder that was not used for it records nothing."""
+        """Count one more prompt; an encoder that was not used for it records nothing."""
         record = self._records[name]
         record.drain(hooks)
         if not any(stats.in_calls for stats in record.part.layers.values()):
@@ -80,7 +80,7 @@ def encoder_path(path: Path, encoder: str) -> Path:
 
 
 def calibrated_clip(clip: CLIP, path: Path, report: Callable[[str], None]) -> CLIP:
-    """A clone of ``clip`` whose encoding of prompts is recorded, the quantized encoders of it left out.
+    """A clone of ``clip`` whose encoding of prompts is recorded, except for quantized encoders.
 
     Raises:
         HSWQError: all encoders are quantized, a session of another encoder, an unwritable folder.
