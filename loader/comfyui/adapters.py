@@ -1,4 +1,4 @@
-"""ComfyUI's LoRAs from inside: ``weights`` are (up, down, alpha, mid, dora_scale, reshape).
+"""The internals of ComfyUI's LoRAs: ``weights`` are (up, down, alpha, mid, dora_scale, reshape).
 
 Seen in ComfyUI 0.18.2, 0.24.1 and 0.30.0. In another order LoRAs would add something else, or raise for factors that
 do not fit.

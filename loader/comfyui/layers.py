@@ -31,7 +31,7 @@ def weight_of(layer: torch.nn.Module) -> torch.Tensor:
 
 
 def weight_functions(module: torch.nn.Module) -> Sequence[WeightFunction]:
-    """What changes a layer's weight at each call, in order; nothing for a module that is no layer.
+    """What changes a layer's weight at each call, in order; nothing for a module that is not a layer.
 
     If ComfyUI no longer ran what stands in ``weight_function``, exact LoRAs would not be added.
     """
@@ -46,7 +46,7 @@ def set_weight_functions(layer: torch.nn.Module, functions: list[WeightFunction]
 def lowvram_function(layer: torch.nn.Module) -> object:
     """ComfyUI's LoRAs of a layer whose weight dynamic VRAM streams, or None.
 
-    ComfyUI spells it ``param_key + "_lowvram_function"``. If it vanished, layers with such LoRAs would go on
+    ComfyUI spells it ``param_key + "_lowvram_function"``. If it vanished, layers with such LoRAs would keep
     multiplying in FP8.
     """
     return getattr(layer, "weight_lowvram_function", None)
@@ -70,7 +70,7 @@ def changes_at_calls(layer: LayerBase) -> bool:
 
 
 def is_cast_forced(layer: torch.nn.Module) -> bool:
-    """Whether the user asked for a dtype to compute in: ComfyUI multiplies in no other then.
+    """Whether the user asked for a dtype to compute in: ComfyUI then multiplies in no other.
 
     Without ``comfy_force_cast_weights`` layers that were measured for it would multiply in FP8 all the same.
     """

@@ -1,4 +1,4 @@
-"""What is needed of a ModelPatcher's inside. Seen in ComfyUI 0.18.2, 0.24.1 and 0.30.0."""
+"""The internals of a ModelPatcher that the pack needs. Seen in ComfyUI 0.18.2, 0.24.1 and 0.30.0."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _classes: dict[tuple[type, type], type] = {}
 def mixed(patcher: ModelPatcher, mixin: type) -> ModelPatcher:
     """The same object with the methods of ``mixin`` before those of its class; ``patcher.mixin`` says which it was.
 
-    By its ``__class__``: ComfyUI makes patchers itself, of several classes, and has no place to name another one. If a
-    class of its got ``__slots__`` or a different layout, this would raise TypeError.
+    By its ``__class__``: ComfyUI makes patchers itself, of several classes, and has no place to name another one. If
+    one of its classes got ``__slots__`` or a different layout, this would raise TypeError.
     """
     kind = type(patcher)
     members = {"mixin": mixin, "__module__": mixin.__module__}
@@ -32,7 +32,7 @@ def mixed(patcher: ModelPatcher, mixin: type) -> ModelPatcher:
 
 
 def reopened_by(patcher: ModelPatcher, reopen: Callable[..., ModelPatcher], *arguments: object) -> None:
-    """Let ComfyUI call ``reopen(*arguments)`` where it needs the model once more: torch.compile, hooks, several GPUs.
+    """Let ComfyUI call ``reopen(*arguments)`` where it needs the model again: torch.compile, hooks, several GPUs.
 
     If ComfyUI no longer read ``cached_patcher_init``, those would end in its RuntimeError.
     """
@@ -40,7 +40,7 @@ def reopened_by(patcher: ModelPatcher, reopen: Callable[..., ModelPatcher], *arg
 
 
 def count_as_loaded(patcher: ModelPatcher, size: int) -> None:
-    """Add so many bytes to what ComfyUI believes the model takes on its device.
+    """Add ``size`` bytes to what ComfyUI counts as the model's memory on its device.
 
     Without ``model_loaded_weight_memory`` this raises AttributeError when a LoRA is loaded.
     """

@@ -1,4 +1,4 @@
-"""The inside of comfy-kitchen's QuantizedTensor, and torch's mark of a Parameter.
+"""The internals of comfy-kitchen's QuantizedTensor, and torch's mark of a Parameter.
 
 Seen in comfy-kitchen 0.2.8, 0.2.10 and 0.2.26 (ComfyUI 0.18.2, 0.24.1 and 0.30.0) and in torch 2.11.
 """
