@@ -65,8 +65,8 @@ class HSWQCalibration(io.ComfyNode):
                     max=100,
                     optional=True,
                     advanced=True,
-                    tooltip="One model call in so many is measured, spread evenly over steps and pictures. 1: every "
-                    "call, which slows drawing down by a quarter and changes hardly anything.",
+                    tooltip="Measures every n-th model call on average, spread evenly over steps and pictures. 1: "
+                    "every call, which slows drawing down by a quarter and changes hardly anything.",
                 ),
                 io.Clip.Input(
                     "clip",

@@ -63,11 +63,11 @@ class HSWQCompare(io.ComfyNode):
     def execute(
         cls, reference: torch.Tensor, candidate: torch.Tensor, amplify: float = DEFAULT_AMPLIFY
     ) -> io.NodeOutput:
-        """Compare, show the worst pair and the verdict on the node."""
+        """Compare, and show the worst pair and the verdict on the node."""
         node_id = cls.hidden.unique_id
-        found = compare(reference, candidate, node_progress(node_id))
-        worst = found.worst.number - 1
-        picture = side_by_side(reference[worst], candidate[worst], amplify, found.caption)
-        show_text(found.summary, node_id)
-        outputs = (picture, flicker(reference, candidate), found.report, found.psnr, found.ssim)
+        comparison = compare(reference, candidate, node_progress(node_id))
+        worst = comparison.worst.number - 1
+        picture = side_by_side(reference[worst], candidate[worst], amplify, comparison.caption)
+        show_text(comparison.summary, node_id)
+        outputs = (picture, flicker(reference, candidate), comparison.report, comparison.psnr, comparison.ssim)
         return io.NodeOutput(*outputs, ui=ui.PreviewImage(picture, cls=cls))

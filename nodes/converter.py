@@ -164,7 +164,7 @@ class HSWQConverter(io.ComfyNode):
         scale_per: str = TENSOR,
         fast_matmul: float = 0.0,
     ) -> io.NodeOutput:
-        """Convert, show the report on the node."""
+        """Convert, and show the report on the node."""
         node_id = cls.hidden.unique_id
         request = Request(
             session=session,

@@ -112,7 +112,7 @@ class HSWQFileConverter(io.ComfyNode):
         keep_ratio: float = DEFAULT_KEEP_RATIO,
         filename_prefix: str = "",
     ) -> io.NodeOutput:
-        """Convert, show the report on the node."""
+        """Convert, and show the report on the node."""
         node_id = cls.hidden.unique_id
         request = ListedRequest(
             file=file,

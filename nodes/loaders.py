@@ -78,7 +78,7 @@ class HSWQLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, ckpt_name: str | None, **_: object) -> tuple[int, ...]:
-        """A file converted anew under the same name is opened anew."""
+        """A file converted again under the same name is opened again."""
         return _stamp("checkpoints", ckpt_name)
 
     @classmethod
@@ -115,7 +115,7 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str | None, **_: object) -> tuple[int, ...]:
-        """A file converted anew under the same name is opened anew."""
+        """A file converted again under the same name is opened again."""
         return _stamp("diffusion_models", model_name)
 
     @classmethod
@@ -126,6 +126,6 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
 
 
 def _stamp(folder: str, name: str | None) -> tuple[int, ...]:
-    """Of the file; nothing if its name is linked and not known yet, or if it is gone: loading it says so."""
+    """The file's stamp; empty if its name is linked and not known yet, or if it is gone, as loading it will say."""
     path = folder_paths.get_full_path(folder, name) if name else None
     return astuple(Stamp.of(Path(path))) if path else ()

@@ -67,7 +67,7 @@ class HSWQMergeSessions(io.ComfyNode):
 
     @classmethod
     def execute(cls, sessions: str, name: str) -> io.NodeOutput:
-        """Merge, show what was added up on the node."""
+        """Merge, and show on the node what was added up."""
         report = merge_named(sessions, name)
         show_text(report, cls.hidden.unique_id)
         return io.NodeOutput(name, report)

@@ -50,7 +50,7 @@ class HSWQCalibrationPrompts(io.ComfyNode):
 
     @classmethod
     def execute(cls, index: int, prompts: str = "") -> io.NodeOutput:
-        """Hand it out and say it on the node."""
+        """Output it, and show it on the node."""
         now = turn(index, prompts_in(prompts))
         show_text(now.describe(), cls.hidden.unique_id)
         return io.NodeOutput(now.prompt, now.seed)

@@ -84,7 +84,7 @@ class HSWQReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, session: str, file: str, path: str | None = None, after: object = None) -> io.NodeOutput:
-        """Report, show the picture on the node."""
+        """Report, and show the picture on the node."""
         report = _report(session, file, path)
         picture = picture_of(report)
         return io.NodeOutput(picture, report.markdown(), ui=ui.PreviewImage(picture, cls=cls))

@@ -28,14 +28,14 @@ def check_session_name(session: str | None) -> bool | str:
 
 
 def session_stamps(session: str | None) -> tuple[tuple[int, ...], ...]:
-    """What changes whenever a session grows, its recorded calls too; of None, a linked name, whenever any does.
+    """Changes whenever a session or its recorded calls grow; for None, a linked name, whenever any session's do.
 
     Raises:
-        SettingError: no plain name.
+        SettingError: not a plain name.
     """
     paths = sorted(sessions_folder().glob("*.pt")) if session is None else [path_of(session)]
-    found = [part for path in paths for part in (path, states_path(path)) if part.exists()]
-    return tuple(astuple(Stamp.of(path)) for path in found)
+    files = [part for path in paths for part in (path, states_path(path)) if part.exists()]
+    return tuple(astuple(Stamp.of(path)) for path in files)
 
 
 def show_text(text: str, node_id: str | None) -> None:
@@ -51,16 +51,16 @@ def node_progress(node_id: str | None) -> Progress:
     Cancel raises ComfyUI's InterruptProcessingException out of the callback.
     """
     bars: dict[str, comfy.utils.ProgressBar] = {}
-    begun: dict[str, tuple[float, int]] = {}  # when, and what a run before it had done
+    started: dict[str, tuple[float, int]] = {}  # when, and what an earlier run had already done
 
     def progress(step: Step, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         stage = step.stage
         if stage not in bars:
             bars[stage] = comfy.utils.ProgressBar(max(total, 1), node_id=node_id)
-            begun[stage] = time.monotonic(), done
+            started[stage] = time.monotonic(), done
         bars[stage].update_absolute(done, max(total, 1))
-        start, before = begun[stage]
+        start, before = started[stage]
         left = time_left(time.monotonic() - start, done - before, total - before)
         show_text(f"{step} ({done / max(total, 1):.0%}{left})", node_id)
 
