@@ -12,9 +12,9 @@ from .perceptual import Measure, lpips_here
 from .scores import psnr, ssim
 from .verdict import Comparison, Pair
 
-# Below it ComfyUI saves a channel as 0: it multiplies by 255 and drops the fraction.
+# Below this ComfyUI saves a channel as 0: it multiplies by 255 and drops the fraction.
 BLACK = 1 / 255
-LIT = 16 / 255  # guess: films call no less than that bright, so fading to black is no fault
+LIT = 16 / 255  # guess: films count nothing darker as bright, so fading to black is not a fault
 CHANNELS = (3, 4)
 
 
@@ -23,18 +23,18 @@ def compare(
     candidate: torch.Tensor,
     progress: Progress = no_progress,
 ) -> Comparison:
-    """Score every picture against the reference of its place, one at a time.
+    """Score every picture against the reference at its place, one at a time.
 
-    What is compared is what is seen: values are cut to 0..1, NaN counts as black. A fourth channel (alpha) counts
+    Compares what a viewer sees: values are clamped to 0..1, NaN counts as black. A fourth channel (alpha) counts
     like a colour.
 
     Args:
         reference: IMAGE, float [B, H, W, C], C 3 or 4.
         candidate: IMAGE of the same shape.
-        progress: called with what is done, how much, of how much.
+        progress: called as (step, done, total).
 
     Raises:
-        SettingError: the batches differ in shape, are empty, or are no colour pictures.
+        SettingError: the batches differ in shape, are empty, or are not colour pictures.
     """
     check(reference, candidate)
     return Comparison(tuple(_pairs(reference, candidate, progress)))
@@ -60,7 +60,7 @@ def check(reference: torch.Tensor, candidate: torch.Tensor) -> None:
 
 
 def seen(picture: torch.Tensor) -> torch.Tensor:
-    """What a viewer gets to see of a picture of any range, float32 in 0..1: NaN and -infinity are black."""
+    """What a viewer sees of a picture of any range, float32 in 0..1: NaN and -infinity are black."""
     return torch.nan_to_num(picture.float(), nan=0.0, posinf=1.0, neginf=0.0).clamp(0.0, 1.0)
 
 
@@ -91,7 +91,7 @@ def _not_finite(name: str, picture: torch.Tensor) -> Iterator[str]:
 
 
 def _one_black(number: int, wanted: torch.Tensor, got: torch.Tensor) -> Iterator[str]:
-    """Two black pictures are nothing to report: films have them."""
+    """Two black pictures are not a fault: films have them."""
     reference, picture = (tensor[:3].amax().item() for tensor in (wanted, got))
     if picture < BLACK and reference >= LIT:
         yield f"picture {number} is black, its reference is not"

@@ -50,17 +50,17 @@ def _head(figure: Figure, report: FileReport) -> None:
 
 
 def _strips(report: FileReport) -> list[tuple[str, Values, str]]:
-    """(title, values, how they are drawn) of what is known, the most telling first."""
+    """(title, values, how they are drawn) of everything known, most telling first."""
     rows = report.rows
     measure = (
         f"Each layer in 8 bits: {report.measure}" if report.measure == CHANGE else f"Each layer's {report.measure}"
     )
-    found: list[tuple[str, Values, str]] = [
+    strips: list[tuple[str, Values, str]] = [
         (measure, [row.measure for row in rows], "log"),
         ("Weight SQNR, dB", [row.sqnr_db for row in rows], "points"),
         ("MB of each layer", [row.nbytes / 2**20 for row in rows], "bars"),
     ]
-    return [strip for strip in found if any(value is not None for value in strip[1])]
+    return [strip for strip in strips if any(value is not None for value in strip[1])]
 
 
 def _strip(
@@ -84,7 +84,7 @@ def _strip(
 
 
 def _curve(figure: Figure, box: tuple[float, float, float, float], curve: Curve) -> None:
-    """Size and quality; the axis ends soon after the file's own size, beyond it nobody looks."""
+    """Size and quality; the axis ends soon after the file's own size, since nobody looks beyond."""
     axes = panel(figure, box, "Model output, dB, by extra bytes, %")
     shares = [100 * extra / max(curve.smallest, 1) for extra, _ in curve.points]
     end = shares[-1]

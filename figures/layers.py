@@ -14,17 +14,17 @@ from ..hswq_core.reports.table import Row
 from .theme import COLOURS, FAINT, LINE, SMALL, ends, printable
 
 Values = Sequence[float | None]
-# Of the height: the band that shows every layer's colour, also of those without a value.
+# Share of the height for the band that shows every layer's colour, even of those without a value.
 BAND = 0.04
-# dB: less is no difference worth seeing.
+# dB: a smaller range is not worth seeing.
 LEAST_SPAN = 4.0
 
 
 def bars(axes: Axes, rows: Sequence[Row], values: Values, *, log: bool) -> None:
-    """A bar a layer, in the colour of what is done with it."""
+    """A bar per layer, coloured by what is done with it."""
     known = [value for value in values if value is not None and (value > 0 or not log)]
     low = min(known, default=1.0) / 3 if log else 0.0
-    # From hundreds of layers on gaps would be all one sees.
+    # With hundreds of layers, gaps would be all one sees.
     width = 0.85 if len(rows) <= 200 else 1.0
     for action, colour in COLOURS.items():
         at = [i for i, row in enumerate(rows) if row.action == action and (values[i] or 0.0) > low]
@@ -50,8 +50,8 @@ def _box(number: int, width: float, low: float, high: float) -> list[tuple[float
 def points(axes: Axes, rows: Sequence[Row], values: Values) -> None:
     """A point for each layer that has a value."""
     for action, colour in COLOURS.items():
-        found = zip(rows, values, strict=True)
-        shown = {i: value for i, (row, value) in enumerate(found) if row.action == action and value is not None}
+        pairs = zip(rows, values, strict=True)
+        shown = {i: value for i, (row, value) in enumerate(pairs) if row.action == action and value is not None}
         axes.plot(list(shown), list(shown.values()), "o", color=colour, markersize=7 if len(rows) <= 200 else 4)
     _limits(axes, len(rows))
     known = [value for value in values if value is not None]
@@ -67,7 +67,7 @@ def _limits(axes: Axes, layers: int) -> None:
 
 
 def band(axes: Axes, rows: Sequence[Row]) -> None:
-    """Under the axes every layer's colour."""
+    """Every layer's colour, below the axes."""
     least = len(rows) / 400  # else a kept layer among hundreds is thinner than a pixel of the node
     for action, colour in COLOURS.items():
         spans = [(i - 0.5, max(1, least)) for i, row in enumerate(rows) if row.action == action]
@@ -101,7 +101,7 @@ def _label(figure: Figure, axes: Axes, name: str, left: float, right: float) -> 
 
 
 def parts(names: Sequence[str]) -> list[str]:
-    """Of each layer the first part of its name that is not the same for all."""
+    """For each layer, the first part of its name that is not the same for all."""
     split = [name.split(".") for name in names]
     depth = 0
     while len({tuple(words[: depth + 1]) for words in split}) == 1 and min(map(len, split), default=0) > depth + 1:
@@ -110,7 +110,7 @@ def parts(names: Sequence[str]) -> list[str]:
 
 
 def short_number(value: float) -> str:
-    """For an axis."""
+    """A number, short enough for an axis."""
     if value and not 1e-3 <= abs(value) < 1e4:
         return f"1e{round(math.log10(abs(value)))}" if math.log10(abs(value)).is_integer() else f"{value:.0e}"
     return f"{value:g}"

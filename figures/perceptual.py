@@ -1,4 +1,4 @@
-"""LPIPS, where its package is installed and its backbone's weights lie in torch's cache; nothing is ever downloaded."""
+"""LPIPS, where its package is installed and its backbone's weights are in torch's cache; nothing is ever downloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lpips_here() -> Measure | None:
         return None
     from lpips import LPIPS  # noqa: PLC0415 - an optional package
 
-    # pnet_rand: by itself it would fetch the backbone, and unpickle it without weights_only.
+    # pnet_rand: otherwise it would download the backbone, and unpickle it without weights_only.
     model = LPIPS(net="alex", pnet_rand=True, verbose=False)
     weights = torch.load(_backbone(), map_location="cpu", weights_only=True)
     model.net.load_state_dict({key: weights[f"features.{key.split('.', 1)[1]}"] for key in model.net.state_dict()})

@@ -1,4 +1,4 @@
-"""Pictures of reports, drawn by matplotlib: it takes a second to import, and is imported when the first is drawn."""
+"""Pictures of reports, drawn by matplotlib, which takes a second to import and is imported for the first one."""
 
 from __future__ import annotations
 

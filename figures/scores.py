@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-# Two equal pictures have an infinite PSNR; 8-bit pictures cannot tell apart what is above this.
+# Two equal pictures have an infinite PSNR; 8-bit pictures cannot resolve anything above this.
 MOST_DB = 100.0
 SSIM_WINDOW = 11  # of Wang et al. 2004, with a Gaussian of 1.5 pixels
 

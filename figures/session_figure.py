@@ -64,10 +64,10 @@ def _layers(figure: Figure, report: SessionReport) -> None:
     bars(lower, rows, [row.level for row in rows], log=True)
 
 
-def _curve(figure: Figure, box: tuple[float, float, float, float], found: tuple[Distance, ...]) -> None:
+def _curve(figure: Figure, box: tuple[float, float, float, float], distances: tuple[Distance, ...]) -> None:
     """How far earlier saves were from now, in per cent; the limits are what a doubling may change."""
     axes = panel(figure, box, "Difference from now, %, by calls")
-    earlier, kept = found[:-1], max(1, found[-1].kept)
+    earlier, kept = distances[:-1], max(1, distances[-1].kept)
     if not earlier:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "one point so far", transform=axes.transAxes, color=FAINT, size=LARGE, ha="center")
@@ -84,7 +84,7 @@ def _curve(figure: Figure, box: tuple[float, float, float, float], found: tuple[
         x = 0.015 + say(figure, x, 0.022, words, MEDIUM, colour=colour)
     say(figure, x, 0.022, "dotted: enough", SMALL, colour=FAINT)
     axes.set_xscale("log")
-    axes.set_xlim(calls[0] / 1.1, found[-1].calls * 1.1)
+    axes.set_xlim(calls[0] / 1.1, distances[-1].calls * 1.1)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(0, 120)
     axes.set_yticks([0, 1, 10, 100])

@@ -17,23 +17,23 @@ INFERNO = (
 )
 GROUND, INK = (0x1A, 0x1A, 0x1A), (0xF0, 0xF0, 0xF0)  # guess: readable, and dark like the page
 GAP = 8
-LEAST_WIDTH, MOST_HEIGHT = 256, 1024  # guess: a panel below is enlarged, but to no more than that height
+LEAST_WIDTH, MOST_HEIGHT = 256, 1024  # guess: a narrower panel is enlarged, but not beyond that height
 LEAST_TEXT, TEXT_SHARE = 14, 40  # pixels; a share of the whole width
 
 
 def flicker(reference: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
-    """IMAGE [2B, H, W, C]: reference 1, candidate 1, reference 2, candidate 2 ...; the pictures as they came."""
+    """IMAGE [2B, H, W, C]: reference 1, candidate 1, reference 2, candidate 2 ...; the pictures unchanged."""
     pairs = torch.stack([reference, candidate.to(reference)], 1)
     return pairs.flatten(0, 1)
 
 
 def heat_map(reference: torch.Tensor, candidate: torch.Tensor, amplify: float) -> torch.Tensor:
-    """Colours [H, W, 3] of the largest difference of any channel, ``amplify`` times, cut at 1.
+    """Colours [H, W, 3] of the largest difference of any channel, ``amplify`` times, clamped to 1.
 
     Args:
         reference: float [H, W, C].
         candidate: the same shape.
-        amplify: 1 / amplify of the range, or more, gets the brightest colour.
+        amplify: a difference of 1 / amplify of the range or more gets the brightest colour.
     """
     heat = (seen(candidate) - seen(reference)).abs().amax(-1).mul(amplify).clamp(max=1.0)
     table = torch.tensor([_rgb(colour) for colour in INFERNO], device=heat.device)

@@ -1,4 +1,4 @@
-"""How the pictures look: ComfyUI's dark colours, large letters, colours that the colour-blind tell apart.
+"""How the pictures look: ComfyUI's dark colours, large letters, colours that the colour-blind can tell apart.
 
 Only matplotlib's objects are used, no pyplot: nothing global is touched, and any thread may draw.
 """
@@ -24,7 +24,7 @@ BLUE, ORANGE, GREY = "#56b4e9", "#e69f00", "#9a9a9a"
 COLOURS = {QUANTIZE: BLUE, KEEP: ORANGE, SKIP: GREY}
 # In points: at a node's width of 400 pixels the letters of the first are 10 pixels high.
 ANSWER, HUGE, LARGE, MEDIUM, SMALL = 36, 30, 23, 20, 16
-# The letters of the font that matplotlib brings; others would be boxes.
+# matplotlib's bundled font has the letters up to this one; others would be boxes.
 LAST_LETTER = "\u024f"
 LEFT, RIGHT = 0.065, 0.98
 
@@ -37,12 +37,12 @@ def new_figure() -> Figure:
 
 
 def _canvas(figure: Figure) -> FigureCanvasAgg:
-    """The one that ``new_figure`` gave it; matplotlib's types know only that it has some."""
+    """The canvas that ``new_figure`` gave it; matplotlib's types only say that there is one."""
     return cast(FigureCanvasAgg, figure.canvas)
 
 
 def to_image(figure: Figure) -> torch.Tensor:
-    """Drawn: float32 [1, H, W, 3] in [0, 1]."""
+    """The figure, drawn: float32 [1, H, W, 3] in [0, 1]."""
     canvas = _canvas(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255
@@ -66,7 +66,7 @@ def panel(figure: Figure, box: tuple[float, float, float, float], title: str) ->
 def say(
     figure: Figure, x: float, y: float, text: str, size: float, *, right: float = RIGHT, colour: str = TEXT, **more: Any
 ) -> float:
-    """One line from ``x``, shortened in its middle where it would pass ``right``; where it ends."""
+    """Write one line from ``x``, shortened in the middle if it would pass ``right``; returns where it ends."""
     written = figure.text(x, y, printable(text), size=size, color=colour, parse_math=False, **more)
     whole, end = written.get_text(), ends(figure, written)
     letters = len(whole)
@@ -83,13 +83,13 @@ def ends(figure: Figure, text: Text) -> float:
 
 
 def printable(text: str) -> str:
-    """Without line breaks, and with ? for letters that the font has not."""
+    """Without line breaks, and with ? for letters that the font lacks."""
     text = " ".join(text.split())
     return "".join(letter if letter.isprintable() and letter <= LAST_LETTER else "?" for letter in text)
 
 
 def shortened(text: str, letters: int) -> str:
-    """At most so many letters, the middle left out: a file's name ends with what matters."""
+    """At most ``letters`` letters, the middle left out: a file's name ends with what matters."""
     if len(text) <= letters:
         return text
     head = (letters - 3) // 2
@@ -97,7 +97,7 @@ def shortened(text: str, letters: int) -> str:
 
 
 def paragraph(figure: Figure, y: float, text: str, size: float, step: float, *, colour: str = TEXT) -> float:
-    """Lines from the left edge to the right one, at most three, downward from ``y``; where the next would be."""
+    """Write at most three full-width lines, downward from ``y``; returns where the next would be."""
     words, lines = printable(text).split(" "), [""]
     probe = figure.text(LEFT, y, "", size=size, parse_math=False)
     for word in words:

@@ -1,4 +1,4 @@
-"""What two batches of pictures look like beside each other, in words."""
+"""What two batches of pictures look like side by side, in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Level:
     """What a pair of pictures looks like.
 
     Attributes:
-        psnr, ssim: the least it needs of both, dB and 0..1.
+        psnr, ssim: the least it needs of each, dB and 0..1.
         words: for people.
     """
 
@@ -22,7 +22,7 @@ class Level:
 
 # PSNR: 58.9 dB = 10·log10(12·255²) is the error of rounding to 8 bits, 48.1 dB = 20·log10(255) a difference of one of
 # 255 steps (root mean square); 30 to 50 dB is the usual range of lossy compression of pictures, and from 40 dB it is
-# commonly called hard to see; 20 is a guess. SSIM: a guess, under what pictures of such a PSNR mostly had in
+# commonly called hard to see; 20 is a guess. SSIM: a guess, below what pictures of such a PSNR mostly had in
 # bench/results/quality.json.
 LEVELS = (
     Level(math.inf, 1.0, "identical"),
@@ -53,9 +53,9 @@ class Pair:
     Attributes:
         number: counted from 1.
         psnr, ssim: of what is seen: dB, at most MOST_DB; 0..1.
-        same: whether what is seen is equal.
+        same: whether both look exactly equal.
         faults: what is broken, in words.
-        lpips: of the colours, where it can be had.
+        lpips: of the colours, where available.
     """
 
     number: int
@@ -79,7 +79,7 @@ class Pair:
 
     @property
     def line(self) -> str:
-        """Everything about it in a line."""
+        """Everything about it in one line."""
         return f"picture {self.number}: {self.scores}; {', '.join(self.faults) or self.level.words}"
 
 
@@ -101,24 +101,24 @@ class Comparison:
 
     @property
     def lpips(self) -> float | None:
-        """Mean over the pictures, where it can be had."""
-        found = [pair.lpips for pair in self.pairs if pair.lpips is not None]
-        return sum(found) / len(found) if found else None
+        """Mean over the pictures, where available."""
+        scores = [pair.lpips for pair in self.pairs if pair.lpips is not None]
+        return sum(scores) / len(scores) if scores else None
 
     @property
     def worst(self) -> Pair:
-        """A broken one before all others, then the smallest PSNR."""
+        """A broken pair before all others, then the smallest PSNR."""
         return min(self.pairs, key=lambda pair: (not pair.faults, pair.psnr, pair.ssim))
 
     @property
     def verdict(self) -> str:
-        """What to think of it, the worst first: a node shows few lines."""
+        """What to think of it, worst first: a node shows few lines."""
         faults = [fault for pair in self.pairs for fault in pair.faults]
         if faults:
             more = f"; and {len(faults) - LISTED} faults more" if len(faults) > LISTED else ""
             return f"Verdict: broken: {'; '.join(faults[:LISTED])}{more}. {BROKEN}"
-        found = {level: [pair for pair in self.pairs if pair.level == level] for level in reversed(LEVELS)}
-        said = [(_which(pairs), level.words) for level, pairs in found.items() if pairs]
+        by_level = {level: [pair for pair in self.pairs if pair.level == level] for level in reversed(LEVELS)}
+        said = [(_which(pairs), level.words) for level, pairs in by_level.items() if pairs]
         if len(said) == 1:
             return f"Verdict: {said[0][1]}."
         return f"Verdict: {'; '.join(f'{which}: {words}' for which, words in said)}."
@@ -137,7 +137,7 @@ class Comparison:
 
     @property
     def caption(self) -> str:
-        """The worst pair in a line."""
+        """The worst pair in one line."""
         return f"picture {self.worst.number} of {len(self.pairs)}: {', '.join([self.worst.scores, *self.worst.faults])}"
 
     def _means(self) -> str:
