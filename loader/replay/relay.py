@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of the free RAM that is kept between groups; calls beyond it run from their beginning.
+# Share of the free RAM for what is kept between groups; calls beyond it run from the start.
 MEMORY_SHARE = 0.2
 # Output tensors of up to this many bytes are always kept: the model may have dropped one after deriving another.
 SMALL = 2**20
