@@ -71,11 +71,11 @@ def probed(reference: Reference) -> Probed:
                     found = zip(replay.run(), wanted[part], strict=True)
                     calls[part][name] = [pair for a, b in found for pair in changes(a, b)]
                 truth[name] = float((draw(job.model, reference, prompts) - pictures).square().mean())
-    cost = {name: job.by_name[name].weights for name in solutions}
+    cost = {name: rounder.cost(name) for name in solutions}
     own = {name: solution.error for name, solution in solutions.items()}
     middle = {f"{label} {MIDDLE}": measure for label, measure in by_calls(calls[MIDDLE]).items()}
     known = {"own output error": own, **by_calls(calls[""]), **middle}
-    return Probed(truth, known, cost, job.smallest())
+    return Probed(truth, known, cost, job.smallest(rounder.encoding))
 
 
 def changes(found: Any, wanted: Any) -> list[tuple[float, float]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import comfy.model_management
 
+from ...hswq_core.calibration.states import State
 from ...hswq_core.convert.conversion import Conversion
 from ...hswq_core.errors import SessionError
 from ...hswq_core.files.atomic import require_space
@@ -76,9 +77,20 @@ def convert_model(
     return replace(done, notes=(*planned.notes, *merged_notes(model)))
 
 
-def task_for(job: Job, method: Method[ModelTask], encoding: Encoding, progress: Progress = no_progress) -> ModelTask:
-    """What ``method`` plans with; the work of an earlier run is resumed."""
-    states = job.states() if STATES in method.needs else []
+def task_for(
+    job: Job,
+    method: Method[ModelTask],
+    encoding: Encoding,
+    progress: Progress = no_progress,
+    states: list[State] | None = None,
+) -> ModelTask:
+    """What ``method`` plans with; the work of an earlier run is resumed.
+
+    Args:
+        states: model calls to plan with; None: those of the session, if the method needs any.
+    """
+    if states is None:
+        states = job.states() if STATES in method.needs else []
     key = job.work_key(method.name, states, encoding) if method.own_codes else ""
     return ModelTask(
         job=job,

@@ -93,8 +93,8 @@ def planned(job, states, file_format: str = "v2", extra: float = 3.0, progress=n
     from hswq.loader.convert.model import task_for
     from hswq.loader.model_aware.plan import plan_model_aware
 
-    task = task_for(job, MODEL_AWARE, Encoding(format_named(file_format), **options), progress)
-    return plan_model_aware(replace(task, states=states), Budget(extra))
+    encoding = Encoding(format_named(file_format), **options)
+    return plan_model_aware(task_for(job, MODEL_AWARE, encoding, progress, states), Budget(extra))
 
 
 def test_calibration_keeps_a_sample_of_single_pictures_calls(calibrated_model, states):
@@ -287,7 +287,7 @@ def test_of_a_large_model_only_the_likely_layers_are_probed(outcomes, job, state
     probed = [step.subject for step in seen if step.stage == "Probing"]
     cost = {name: job.by_name[name].weights for name in outcome.solutions}
     error = {name: outcome.solutions[name].error for name in cost}
-    budget = Budget(3.0).extra_bytes(job.smallest(), len(cost))
+    budget = Budget(3.0).extra_bytes(job.smallest(Encoding(format_named("v2"))), len(cost))
     assert probed == shortlist(error, cost, budget)
     assert 4 < len(probed) < len(cost)
     assert 4 * budget <= sum(cost[name] for name in probed) <= 4 * budget + max(cost.values())
@@ -533,7 +533,7 @@ def test_a_scale_a_channel_opens_in_hswq_loader(job, states, outcomes, monkeypat
     assert quantized
     for layer in quantized:
         assert file.entries[f"{layer.name}.scale"].shape == (layer.shape[0],)
-        wanted = outcome.solutions[layer.name].restored(FLOAT8_E4M3FN, torch.device("cpu"))
+        wanted = outcome.solutions[layer.name].restored(torch.device("cpu"))
         assert torch.equal(modules[layer.name].weight.to(torch.float32).dequantize(), wanted)
     assert done.plan.granularity == "channel"
 

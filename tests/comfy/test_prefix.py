@@ -78,11 +78,12 @@ def test_only_blocks_from_the_changed_one_on_run(replay, recorded, counted):
 
 
 def test_under_a_memory_limit_fewer_blocks_answer_to_the_same_effect(replay, recorded, monkeypatch, counted):
+    import comfy.model_management
     from hswq.loader.replay import prefix
 
     name = recorded[2]
     whole = prefix.Prefix(replay)
-    free = prefix.comfy.model_management.get_free_memory(replay.model.load_device)
+    free = comfy.model_management.get_free_memory(replay.model.load_device)
     half = sum(
         t.nbytes
         for block in whole.blocks[: len(whole.blocks) // 2]
@@ -91,7 +92,7 @@ def test_under_a_memory_limit_fewer_blocks_answer_to_the_same_effect(replay, rec
     sizes = [sum(state.tensors["x"].numel() for state in batch) for batch in replay.batches]
     monkeypatch.setattr(prefix, "MEMORY_SHARE", half / free * sum(sizes) / sizes[0])
     monkeypatch.setattr(
-        prefix.comfy.model_management,
+        comfy.model_management,
         "get_free_memory",
         lambda _device=None, both=False: (free, free) if both else free,
     )
