@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,13 +31,18 @@ class Converted:
     plan: Any
     comfy: Any
 
-    @property
+    @cached_property
+    def source(self) -> FileSource:
+        """Its header, read once."""
+        return FileSource(self.path)
+
+    @cached_property
     def prefix(self) -> str:
-        return PREFIX if any(key.startswith(PREFIX) for key in FileSource(self.path).entries) else ""
+        return PREFIX if any(key.startswith(PREFIX) for key in self.source.entries) else ""
 
     def weight(self, name: str) -> torch.Tensor:
         """Core's dequantize of what is in the file."""
-        file, stem = FileSource(self.path), f"{self.prefix}{name}."
+        file, stem = self.source, f"{self.prefix}{name}."
         scale = next((file.read(stem + s) for s in ("scale", "weight_scale") if stem + s in file.entries), None)
         codes = file.read(f"{stem}weight")
         return FLOAT8_E4M3FN.dequantize(codes, None if scale is None else by_channel(scale, codes.dim()))
@@ -54,8 +60,7 @@ class Converted:
         """The stock loader's model of the same weights, dequantized by core, all in float32."""
         twin = self.path.with_suffix(".twin.safetensors")
         if not twin.exists():
-            file = FileSource(self.path)
-            state = {key: file.read(key) for key in file.entries}
+            state = {key: self.source.read(key) for key in self.source.entries}
             for name in self.quantized:
                 stem = f"{self.prefix}{name}."
                 state[f"{stem}weight"] = self.weight(name)

@@ -64,7 +64,7 @@ def test_kept_layers_of_the_comfy_format_stay_16_bit_in_the_stock_loader(comfy, 
         if layer.action == QUANTIZE and layer.scaled:
             assert torch.equal(weight.dequantize().float(), file.weight(layer.name))
         elif layer.action != QUANTIZE:
-            original = FileSource(file.path).read(f"{file.prefix}{layer.name}.weight")
+            original = file.source.read(f"{file.prefix}{layer.name}.weight")
             assert original.dtype == torch.float16
             assert torch.equal(weight.float(), original.float())
 
@@ -100,7 +100,7 @@ def test_scales_as_others_spell_them(comfy, made, tools, tmp_path, kind, suffix,
 @pytest.mark.compat
 def test_one_scale_for_each_channel(comfy, made):
     file = made(comfy, "sd15-small", "v2", method="model_aware", scale_per="channel")
-    scales = [FileSource(file.path).entries[f"{file.prefix}{name}.scale"].shape for name in file.quantized]
+    scales = [file.source.entries[f"{file.prefix}{name}.scale"].shape for name in file.quantized]
     assert max(shape[0] for shape in scales) > 1
     assert torch.equal(comfy.sample(file.open()), comfy.sample(file.open_twin()))
 
