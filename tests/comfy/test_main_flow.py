@@ -35,11 +35,18 @@ HSWQ = ("hswq", "0.25")
 
 @dataclass
 class Run:
-    """One family, calibrated over two queue items and converted on first use."""
+    """One family, calibrated over two queue items and converted on first use.
+
+    Attributes:
+        pictures: drawn by the file of a format, by the stock loader or not.
+        effects: of a LoRA on the original's picture.
+    """
 
     server: ComfyServer
     family: str
     files: dict[str, Path] = field(default_factory=dict)
+    pictures: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
+    effects: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.session_name = f"main_{self.family}"
@@ -70,6 +77,21 @@ class Run:
         load = flow.prepare(self.server, self.family, flow.LOAD, steps=STEPS, seed=7)
         family = flow.FAMILIES[self.family]
         return flow.opening(load, f"{family.kind}.safetensors", family.folder, stock=True)
+
+    @cached_property
+    def reference(self) -> np.ndarray:
+        """The original's picture."""
+        return self.draw(self.original())
+
+    def picture(self, name: str, *, stock: bool) -> np.ndarray:
+        if (name, stock) not in self.pictures:
+            self.pictures[name, stock] = self.draw(self.load(name, stock=stock))
+        return self.pictures[name, stock]
+
+    def effect(self, lora: str) -> np.ndarray:
+        if lora not in self.effects:
+            self.effects[lora] = self.draw(_lora(self.original(), lora)) - self.reference
+        return self.effects[lora]
 
     def draw(self, prompt: Prompt) -> np.ndarray:
         (image,) = self.server.client.run(prompt).check().images()
@@ -120,11 +142,11 @@ def test_every_layer_is_seen_in_every_call_that_is_measured(runs, family):
 )
 def test_a_file_draws_almost_the_same_picture(runs, family, name):
     run = runs(family)
-    reference = run.draw(run.original())
+    reference = run.reference
     openers = {"v1": (True, False), "v2": (False,), "comfy": (True, False)}[name]
     before = len(run.server.log())
     for stock in openers:
-        drawn = run.draw(run.load(name, stock=stock))
+        drawn = run.pictures[name, stock] = run.draw(run.load(name, stock=stock))
         assert drawn.std() > 5, "a NaN picture comes out black"
         error = np.sqrt(np.square(drawn - reference).mean())
         # A random model's FP8 weights shift pixels by a few levels; a lost scale gives noise (over 40).
@@ -188,10 +210,8 @@ def test_sdxl_alone_goes_where_diffusion_models_are(runs):
 def test_a_lora_changes_the_picture_of_a_file_as_it_changes_the_original(runs, models, family, name, stock):
     run = runs(family)
     lora = models.lora(flow.FAMILIES[family].kind)
-    plain = run.load(name, stock=stock)
-    loader = next(k for k, e in plain.items() if e["class_type"] in flow.FILE_INPUT)
-    effect = run.draw(_lora(plain, loader, lora)) - run.draw(plain)
-    wanted = run.draw(_lora(run.original(), loader, lora)) - run.draw(run.original())
+    effect = run.draw(_lora(run.load(name, stock=stock), lora)) - run.picture(name, stock=stock)
+    wanted = run.effect(lora)
     assert np.abs(effect).mean() > 2
     # A lost LoRA has no effect, and a different LoRA's effect is orthogonal; what remains is only FP8 noise, which a
     # random model amplifies at cfg 7.
@@ -199,9 +219,10 @@ def test_a_lora_changes_the_picture_of_a_file_as_it_changes_the_original(runs, m
     assert cosine > 0.5
 
 
-def _lora(prompt: Prompt, loader: str, name: str) -> Prompt:
+def _lora(prompt: Prompt, name: str) -> Prompt:
     from rig import prompts
 
+    loader = next(k for k, e in prompt.items() if e["class_type"] in flow.FILE_INPUT)
     entry = prompts.node("LoraLoaderModelOnly", model=[loader, 0], lora_name=name, strength_model=1.0)
     return prompts.insert(prompt, "lora", entry, after=loader)
 
@@ -248,7 +269,7 @@ def test_the_loaders_options_arrive(runs, models):
     run = runs("flux")
     plain = run.load("v2", stock=False)
     (loader,) = [key for key, entry in plain.items() if entry["class_type"].startswith("HSWQ")]
-    lora = _lora(plain, loader, models.lora(flow.FAMILIES["flux"].kind))
+    lora = _lora(plain, models.lora(flow.FAMILIES["flux"].kind))
     drawn = {}
     for mode in ("exact", "stock"):
         prompt = {key: {**entry, "inputs": dict(entry["inputs"])} for key, entry in lora.items()}
