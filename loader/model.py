@@ -15,13 +15,13 @@ from ..hswq_core.model.fingerprint import Fingerprint, layout_hash, sample_weigh
 from ..hswq_core.model.kinds import KINDS, kind_of
 from ..hswq_core.model.layer import weight_key
 from ..hswq_core.quant.schemes.table import holds_codes
-from .comfyui.layers import weight_of
+from .comfyui.layers import uncompiled, weight_of
+from .comfyui.tensors import is_quantized
 
 if TYPE_CHECKING:
     from .comfyui.types import KeyPatches, ModelPatcher
 
 PARAMETER_PREFIX = "diffusion_model."
-_COMPILED_PREFIX = "_orig_mod."
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ def layer_modules(diffusion_model: torch.nn.Module) -> dict[str, torch.nn.Module
     By type name, see ``LayerKind``.
     """
     return {
-        name.replace(_COMPILED_PREFIX, ""): module
-        for name, module in diffusion_model.named_modules()
-        if type(module).__name__ in KINDS
+        uncompiled(name): module for name, module in diffusion_model.named_modules() if type(module).__name__ in KINDS
     }
 
 
@@ -106,11 +104,6 @@ def _require_layers(modules: dict[str, torch.nn.Module], model_name: str) -> Non
             expected="a diffusion model",
             remedy="Connect the MODEL of a checkpoint or diffusion model loader.",
         )
-
-
-def is_quantized(weight: torch.Tensor) -> bool:
-    """Whether a parameter holds one of comfy-kitchen's quantized tensors; checked by name, as in ComfyUI."""
-    return "QuantizedTensor" in (type(weight).__name__, type(weight.data).__name__)
 
 
 def is_eight_bit(weight: torch.Tensor) -> bool:

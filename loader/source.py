@@ -20,6 +20,7 @@ from ..hswq_core.errors import FileError, SettingError
 from ..hswq_core.files.checkpoint import FileSource, TensorInfo
 from ..hswq_core.model.fingerprint import Fingerprint, sample_weights
 from ..hswq_core.model.layer import weight_key
+from .comfyui.patchers import arguments_of
 from .model import PARAMETER_PREFIX, ModelInfo, original
 from .open.keys import key_prefix
 
@@ -66,8 +67,7 @@ class ModelSource:
 
 def file_of(patcher: ModelPatcher) -> Path | None:
     """The file a stock loader made ``patcher`` from, or None."""
-    init = getattr(patcher, "cached_patcher_init", None)
-    first = init[1][0] if init and init[1] else None
+    first = next(iter(arguments_of(patcher)), None)
     return Path(first) if isinstance(first, str) else None
 
 

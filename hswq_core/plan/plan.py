@@ -249,7 +249,7 @@ def _measured(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _is_number(name: str, value: Any) -> bool:
     named = name.isprintable() and 0 < len(name) <= MAX_TEXT
-    return named and type(value) in (int, float) and abs(value) <= MAX_COUNT
+    return named and (type(value) is float or (type(value) is int and abs(value) <= MAX_COUNT))
 
 
 def _real(value: Any) -> float:

@@ -30,6 +30,14 @@ def weight_of(layer: torch.nn.Module) -> torch.Tensor:
     return cast(torch.Tensor, layer.weight)
 
 
+def uncompiled(name: str) -> str:
+    """A module's name without what torch.compile puts in it.
+
+    Seen in torch 2.11. If torch renamed ``_orig_mod``, sessions and files would not fit compiled models.
+    """
+    return name.replace("_orig_mod.", "")
+
+
 def weight_functions(module: torch.nn.Module) -> Sequence[WeightFunction]:
     """What changes a layer's weight at each call, in order; nothing for a module that is not a layer.
 

@@ -57,3 +57,13 @@ def is_compiled(patcher: ModelPatcher) -> bool:
     own = patcher.wrappers.get(WrappersMP.APPLY_MODEL, {})
     in_options = options.get("transformer_options", {}).get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
     return _COMPILE_KEY in own or _COMPILE_KEY in in_options or _COMPILE_OPTIONS in options
+
+
+def arguments_of(patcher: ModelPatcher) -> tuple[object, ...]:
+    """The arguments ComfyUI would open the model with again: for its loaders and ours the file's path comes first.
+
+    Empty for a model made in memory. Without ``cached_patcher_init`` every model would pass for one, and its tensors
+    would be taken from memory.
+    """
+    init = getattr(patcher, "cached_patcher_init", None)
+    return tuple(init[1]) if init and init[1] else ()

@@ -39,3 +39,8 @@ def marked_as_parameter(tensor: QuantizedTensor) -> QuantizedTensor:
     """
     tensor._is_param = True
     return tensor
+
+
+def is_quantized(weight: torch.Tensor) -> bool:
+    """Whether a parameter holds one of comfy-kitchen's quantized tensors; checked by name, as in ComfyUI."""
+    return "QuantizedTensor" in (type(weight).__name__, type(weight.data).__name__)

@@ -15,8 +15,9 @@ from ...hswq_core.files.checkpoint import FileSource
 from ...hswq_core.plan.formats import FileFormat, usable
 from ...hswq_core.plan.plan import QUANTIZE, Plan
 from ..comfyui.layers import weight_of
+from ..comfyui.tensors import is_quantized
 from ..devices import model_device
-from ..model import is_quantized, layer_modules
+from ..model import layer_modules
 from .keys import key_prefix, normalize_keys
 from .open import operations_for
 from .options import Opening

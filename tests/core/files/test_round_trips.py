@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hswq.hswq_core.files.checkpoint import FileSource
 from hswq.hswq_core.files.pt.reader import read_containers
 from hswq.hswq_core.files.tensor_header import DTYPE_NAMES
 from hswq.hswq_core.model.fingerprint import Fingerprint, layout_hash
-from hswq.hswq_core.plan.plan import ACTIONS, LayerPlan, Plan
+from hswq.hswq_core.plan.plan import ACTIONS, QUANTIZE, LayerPlan, Plan
 from hswq.hswq_core.quant.schemes.table import SCHEMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,10 +226,10 @@ LAYERS = st.builds(
     shape=st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
     action=st.sampled_from(ACTIONS),
     reason=st.just("") | NAMES,
-    scheme=st.sampled_from(["", *SCHEMES]) | NAMES,
+    scheme=st.sampled_from([*SCHEMES]) | NAMES,
     amax=REALS,
     input_amax=REALS,
-)
+).map(lambda layer: layer if layer.action == QUANTIZE else replace(layer, scheme=""))
 MEASURED_LAYERS = st.builds(lambda layer, numbers: layer.measured(**numbers), LAYERS, NUMBERS)
 PLANS = st.builds(
     Plan,
