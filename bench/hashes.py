@@ -36,7 +36,7 @@ OPTIONS = {
     "v2 at 6 %": {"format": "v2", "extra_percent": 6.0},
 }
 # Fields of headers and plans that release 0.2 did not have.
-ADDED = ("scheme", "plan")
+ADDED = ("scheme", "plan", "schemes", "comfyui")
 VOLATILE = ("created", "updated")
 # Dates, and the size of a file, which follows from its header.
 LEFT_OUT = re.compile(r"recorded \d{4}-\d\d-\d\d( to \d{4}-\d\d-\d\d)?|[\d.]+ MB \([\d.]+% of the source\)")

@@ -14,7 +14,7 @@ from ..devices import CPU
 from ..errors import FileError, LayerError
 from ..files.checkpoint import TensorSource, source_hash
 from ..files.checks import checked, parse_json, shown
-from ..plan.formats import FORMATS
+from ..plan.formats import FORMATS, format_named
 from ..plan.plan import KEEP, PLAN_VERSION, LayerPlan, Plan
 
 HEADER_KEY, PLAN_KEY = "hswq", "hswq_plan"
@@ -60,6 +60,8 @@ def header_metadata(
         "counts": plan.counts(),
         "made_with": made_with(device),
         "plan": PLAN_VERSION,
+        "schemes": plan.schemes,
+        "comfyui": format_named(plan.file_format).stock_since(plan.schemes),
         "kept": {layer.name: layer.reason for layer in plan.layers if layer.action == KEEP},
     }
     text = json.dumps(record, separators=(",", ":"), sort_keys=True)

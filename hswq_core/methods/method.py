@@ -101,7 +101,7 @@ class Method(Generic[T_contra]):
         name: the user-visible name, also written to files.
         plan: (task, settings) -> Planned.
         needs: subset of ``SESSION``, ``STATES``, ``MODEL``.
-        settings: class of its settings.
+        settings: class of its settings, a ``Settings``.
         own_codes: whether it rounds layers itself, so that their codes take disk space until the file is written.
         options: whether it supports an encoding's options; else layers are stored in the format's default way.
     """
@@ -109,14 +109,15 @@ class Method(Generic[T_contra]):
     name: str
     plan: Callable[[T_contra, Any], Planned]
     needs: frozenset[str] = frozenset()
-    settings: Callable[..., Settings] = NoSettings
+    settings: type[Any] = NoSettings
     own_codes: bool = False
     options: bool = False
 
     def chosen(self, inputs: object) -> Settings:
         """Its settings, taken from the attributes of ``inputs`` by name; defaults for missing ones."""
-        names = [f.name for f in fields(self.settings) if hasattr(inputs, f.name)]  # type: ignore[arg-type]
-        return self.settings(**{name: getattr(inputs, name) for name in names})
+        names = [f.name for f in fields(self.settings) if hasattr(inputs, f.name)]
+        settings: Settings = self.settings(**{name: getattr(inputs, name) for name in names})
+        return settings
 
     def tail(self, settings: Settings, session: Session | None) -> str:
         """The part of a new file's name that says how it was made."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,6 +84,13 @@ class FileFormat:
         """
         rows = map(scheme_named, self.schemes[kind])
         return next((row for row in rows if not row.scaled or row.granularity == granularity), None)
+
+    def stock_since(self, schemes: Iterable[str]) -> str:
+        """Oldest ComfyUI release whose own loaders open a file with these schemes; "" if none does."""
+        releases = [scheme_named(name).stock_since for name in schemes]
+        if self.own_loader or "" in releases:
+            return ""
+        return max(releases, key=lambda release: tuple(map(int, release.split("."))), default="")
 
     def scaled_kinds(self) -> frozenset[str]:
         """Kinds whose layers have a scale by default."""

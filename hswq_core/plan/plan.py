@@ -156,6 +156,11 @@ class Plan:
         return "+".join(sorted(names)) or FLOAT8_E4M3FN.name
 
     @property
+    def schemes(self) -> tuple[str, ...]:
+        """Names of the schemes in use."""
+        return tuple(sorted({layer.scheme for layer in self.layers if layer.scheme}))
+
+    @property
     def granularity(self) -> str:
         """What one scale covers: "channel" if any layer has per-channel scales, else "tensor"."""
         channel = any(layer.stored is not None and layer.stored.granularity == CHANNEL for layer in self.layers)

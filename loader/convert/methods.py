@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...hswq_core.methods.hswq import HSWQ
 from ...hswq_core.methods.method import MODEL, SESSION, STATES, Method, Planned
+from ...hswq_core.methods.table import METHODS as CORE_METHODS
 from ...hswq_core.plan.budget import Budget
 from ...hswq_core.progress import Step
 from ..devices import runs_on_cpu
@@ -26,4 +26,6 @@ MODEL_AWARE: Method[ModelTask] = Method(
     own_codes=True,
     options=True,
 )
-METHODS: dict[str, Method[ModelTask]] = {MODEL_AWARE.name: MODEL_AWARE, HSWQ.name: HSWQ}
+# A MODEL comes with a session; what needs none converts files as well without loading them.
+_ROWS: tuple[Method[ModelTask], ...] = (MODEL_AWARE, *CORE_METHODS.values())
+METHODS = {row.name: row for row in _ROWS if SESSION in row.needs}

@@ -85,10 +85,6 @@ class Scheme(ABC):
     def widen(self, codes: torch.Tensor) -> torch.Tensor:
         """Values of codes, float32 in steps."""
 
-    def refusal(self, kind: str, shape: tuple[int, ...]) -> str | None:  # noqa: ARG002 - for schemes that refuse
-        """Why this scheme cannot store a weight of this shape in a layer of this kind; None if it can."""
-        return None
-
     def steps(self, w: torch.Tensor, amax: float | None = None) -> Steps:
         """Steps of a finite weight [out, ...], on its device.
 

@@ -329,6 +329,8 @@ def test_the_sources_metadata_survive_and_hswq_is_ours(source, session, tmp_path
         "source": {"name": "toy", "sha256_of_header": source_hash(source)},
         "counts": {"quantize": 2, "keep": 2, "skip": 1},
         "plan": 2,
+        "schemes": ["fp8"],
+        "comfyui": "",
         "kept": {"conv_kept": "why keep", "kept": "why keep"},
         "made_with": {"torch": torch.__version__, "device": f"CPU, {torch.get_num_threads()} threads"},
     }

@@ -13,6 +13,7 @@ from hswq.hswq_core.plan.formats import (
     comfy_marker,
     format_named,
 )
+from hswq.hswq_core.quant.schemes.fp8 import Fp8
 from hswq.hswq_core.quant.schemes.scheme import CHANNEL, TENSOR, Scheme
 from hswq.hswq_core.quant.schemes.table import SCHEMES, scheme_named
 
@@ -121,3 +122,25 @@ def test_the_comfy_marker_is_json_in_bytes():
 def test_the_comfy_marker_keeps_what_follows_aligned(scheme):
     """Tensors lie back to back in a file: after a marker of 63 bytes, float16 weights would start at odd ones."""
     assert len(comfy_marker(scheme.marker(full_precision=True))) % 4 == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "schemes", "release"),
+    [
+        ("comfy", ("fp8", "fp8_cast"), "0.18.2"),
+        ("v1", ("fp8_cast",), "0.18.2"),
+        ("v2", ("fp8",), ""),  # HSWQ Loader's
+        ("comfy", ("fp8", "fp8_channel"), ""),
+    ],
+)
+def test_the_oldest_comfyui_that_opens_a_file(name, schemes, release):
+    assert format_named(name).stock_since(schemes) == release
+
+
+def test_the_newest_scheme_decides_which_comfyui_is_old_enough(monkeypatch):
+    class Newer(Fp8):
+        name = "newer"
+        stock_since = "0.27.0"
+
+    monkeypatch.setitem(SCHEMES, "newer", Newer())
+    assert format_named("comfy").stock_since(("fp8", "newer")) == "0.27.0"
