@@ -28,7 +28,7 @@ from ..model.families import Family
 from ..quant.grid import FLOAT8_E4M3FN
 from ..quant.schemes.fp8 import Fp8, Fp8Cast, Fp8Channel
 from ..quant.schemes.scheme import CODES, SCALE, Scheme, Tensors
-from ..quant.schemes.table import scheme_named
+from ..quant.schemes.table import SCHEMES, scheme_named
 
 # A comfy convolution is stored unscaled only if that costs at most this much SQNR compared with a scaled one.
 # A guess, until measured on the reference models.
@@ -87,7 +87,8 @@ class FileFormat:
 
     def stock_since(self, schemes: Iterable[str]) -> str:
         """Oldest ComfyUI release whose own loaders open a file with these schemes; "" if none does."""
-        releases = [scheme_named(name).stock_since for name in schemes]
+        known = [SCHEMES.get(name) for name in schemes]
+        releases = ["" if scheme is None else scheme.stock_since for scheme in known]
         if self.own_loader or "" in releases:
             return ""
         return max(releases, key=lambda release: tuple(map(int, release.split("."))), default="")

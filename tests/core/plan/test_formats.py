@@ -131,6 +131,7 @@ def test_the_comfy_marker_keeps_what_follows_aligned(scheme):
         ("v1", ("fp8_cast",), "0.18.2"),
         ("v2", ("fp8",), ""),  # HSWQ Loader's
         ("comfy", ("fp8", "fp8_channel"), ""),
+        ("comfy", ("of a later release",), ""),
     ],
 )
 def test_the_oldest_comfyui_that_opens_a_file(name, schemes, release):

@@ -250,12 +250,6 @@ def test_the_marker_names_the_codes_of_what_has_a_scale(scheme, full):
     assert marker == (expected if scheme.scaled else None)
 
 
-@each
-def test_any_shape_of_any_kind_can_be_stored_so(scheme):
-    assert scheme.refusal("Linear", (3, 5)) is None
-    assert scheme.refusal("Conv2d", (3, 5, 1, 1)) is None
-
-
 def test_inputs_become_what_8_bits_make_of_them_in_their_own_dtype():
     x = torch.randn(64, 32).half()
     scale = torch.tensor(2.0, dtype=torch.float32) / 448
