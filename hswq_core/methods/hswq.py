@@ -15,13 +15,13 @@ from ..plan.plan import KEEP, SKIP, LayerPlan, Plan
 from ..progress import each_of
 from ..quant.clip_search import importance_over_weight, search_amax
 from .decide import not_quantized, require_finite, require_unquantized, round_to_nearest
-from .method import SESSION, Method, Planned, Task, require_session
+from .method import SESSION, Method, NoBudget, Planned, Task, require_session
 
 DEFAULT_KEEP_RATIO = 0.25
 
 
 @dataclass(frozen=True)
-class HSWQSettings:
+class HSWQSettings(NoBudget):
     """Settings of method ``hswq``.
 
     Attributes:
@@ -43,10 +43,6 @@ class HSWQSettings:
     def text(self) -> str:
         """As it appears in file names: ``0.25``."""
         return f"{self.keep_ratio:g}"
-
-    def extra_bytes(self, smallest: int, layers: int) -> int:  # noqa: ARG002 - the protocol's
-        """0: known only once planned."""
-        return 0
 
 
 def plan_hswq(task: Task, settings: HSWQSettings) -> Planned:

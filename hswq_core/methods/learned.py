@@ -32,7 +32,7 @@ from ..quant.grid import largest
 from ..quant.metrics import sqnr_db
 from ..quant.schemes.scheme import Scheme
 from .decide import not_quantized, require_finite, require_unquantized, round_to_nearest
-from .method import Method, Planned, Task
+from .method import Method, NoBudget, Planned, Task
 from .solve import NEAREST, Solution
 
 LEARNED_CODES = "learned"
@@ -47,7 +47,7 @@ ROWS = 1024
 
 
 @dataclass(frozen=True)
-class LearnedOptions:
+class LearnedOptions(NoBudget):
     """Settings of method ``learned``.
 
     Attributes:
@@ -71,15 +71,6 @@ class LearnedOptions:
                 raise SettingError(
                     field.name, got=value, expected=f"{least[field.name]} or more", remedy=f"{field.default} is usual."
                 )
-
-    @property
-    def text(self) -> str:
-        """No budget."""
-        return ""
-
-    def extra_bytes(self, smallest: int, layers: int) -> int:  # noqa: ARG002 - the protocol's
-        """No extra bytes."""
-        return 0
 
 
 def input_moments(w: torch.Tensor, options: LearnedOptions) -> LowRank:

@@ -77,8 +77,8 @@ class Settings(Protocol):
 
 
 @dataclass(frozen=True)
-class NoSettings:
-    """For methods without settings."""
+class NoBudget:
+    """Base for the settings of methods whose file size is not known beforehand; alone, for methods without settings."""
 
     @property
     def text(self) -> str:
@@ -109,7 +109,7 @@ class Method(Generic[T_contra]):
     name: str
     plan: Callable[[T_contra, Any], Planned]
     needs: frozenset[str] = frozenset()
-    settings: type[Any] = NoSettings
+    settings: type[Any] = NoBudget
     own_codes: bool = False
     options: bool = False
 

@@ -9,13 +9,13 @@ import torch
 from hswq.hswq_core.errors import SettingError
 from hswq.hswq_core.methods.hswq import HSWQSettings
 from hswq.hswq_core.methods.learned import LearnedOptions
-from hswq.hswq_core.methods.method import SESSION, Method, NoSettings, method_named, require_options, require_session
+from hswq.hswq_core.methods.method import SESSION, Method, NoBudget, method_named, require_options, require_session
 from hswq.hswq_core.methods.nearest import plan_nearest
 from hswq.hswq_core.methods.table import METHODS
 from hswq.hswq_core.plan.encoding import Encoding
 from hswq.hswq_core.plan.formats import format_named
 
-DEFAULTS = {"hswq": HSWQSettings(), "learned": LearnedOptions(), "nearest": NoSettings()}
+DEFAULTS = {"hswq": HSWQSettings(), "learned": LearnedOptions(), "nearest": NoBudget()}
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_another_name_is_an_error_that_lists_them(name):
 def test_settings_are_found_by_their_names_and_the_default_where_one_is_missing(name):
     assert METHODS[name].chosen(object()) == DEFAULTS[name]
     everything = SimpleNamespace(keep_ratio=0.5, iterations=3, samples=16, seed=7, text="of someone else")
-    chosen = {"hswq": HSWQSettings(0.5), "learned": LearnedOptions(3, 16, 7), "nearest": NoSettings()}
+    chosen = {"hswq": HSWQSettings(0.5), "learned": LearnedOptions(3, 16, 7), "nearest": NoBudget()}
     assert METHODS[name].chosen(everything) == chosen[name]
 
 
@@ -68,7 +68,7 @@ def test_settings_are_texts_and_bytes(name):
 
 
 def test_a_files_name_says_the_method_or_the_session_it_was_made_by(session):
-    assert METHODS["nearest"].tail(NoSettings(), None) == "nearest"
+    assert METHODS["nearest"].tail(NoBudget(), None) == "nearest"
     assert METHODS["learned"].tail(LearnedOptions(), None) == "learned"
     assert METHODS["hswq"].tail(HSWQSettings(0.34), session) == "hswq_r40_0.34"
 
