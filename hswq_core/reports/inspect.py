@@ -20,7 +20,7 @@ from ..plan.plan import QUANTIZE
 from ..quant.grid import FLOAT8_E4M3FN
 from ..quant.metrics import sqnr_db
 from ..quant.schemes.scheme import CODES, SCALE, Scheme
-from ..quant.schemes.table import holds_codes, scheme_stored
+from ..quant.schemes.table import SCHEMES, holds_codes, scheme_stored
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,20 @@ class QuantizedFile:
         return next((scale_key for scale_key in candidates if scale_key in self.source.entries), None)
 
     def restored(self, key: str) -> torch.Tensor:
-        """A weight in float32, dequantized if its scheme is known."""
+        """A weight in float32, dequantized if its scheme is known.
+
+        Raises:
+            FileError: its codes look like ours, but its marker names another format.
+        """
         tensor, scheme, scale_key = self.source.read(key), self.scheme(key), self.scale_key(key)
+        ours = any(row.dtype == tensor.dtype for row in SCHEMES.values())
+        if scheme is None and ours and self._beside(key, MARKER) in self.source.entries:
+            raise FileError(
+                f"File {self.path.name}, tensor {key}",
+                got=f"{tensor.dtype} in format {shown(self._marked(self._beside(key, MARKER)))}",
+                expected=" or ".join(sorted({row.number_format for row in SCHEMES.values()})),
+                remedy="Update this node pack, or use a file in one of these formats.",
+            )
         if scheme is None:
             return tensor.to(torch.float32)
         scale = {} if scale_key is None else {SCALE: self.scale(key, scale_key)}

@@ -84,6 +84,17 @@ def test_what_another_marker_says_is_believed(file_of):
     assert file.scheme("a.weight") is None
 
 
+def test_codes_of_an_unknown_format_are_not_taken_for_weights(file_of):
+    tensors = SCHEMES["fp8"].nearest_tensors(torch.randn(8, 4))
+    file = file_of(
+        **{f"a.{key}": tensor for key, tensor in tensors.items()}, **{"a.comfy_quant": marker('{"format": "mxfp8"}')}
+    )
+    with pytest.raises(
+        FileError, match=r"tensor a\.weight: got torch\.float8_e4m3fn in format 'mxfp8', expected float8"
+    ):
+        file.restored("a.weight")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"full_precision_matrix_mult": true}'])
 def test_a_damaged_marker_is_named(text, file_of):
     tensors = FP8.nearest_tensors(torch.randn(4, 4))
